@@ -1,0 +1,81 @@
+// Package solver evaluates an llb graph: each step once, hits first.
+package solver
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/llb"
+)
+
+// Key names the result of a step by the content of its inputs.
+type Key struct {
+	Digest oci.Digest
+	// Place is equal for the same step of the next build: file, stage, ordinal,
+	// platform. It finds the record to compare with on a miss.
+	Place string
+	// Parts are the ingredients of Digest, for people. Never a secret.
+	Parts []Part
+}
+
+// Part is one ingredient of a Key: a name, and its digest or a short value.
+type Part struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// Worker does the work of a step, for one build. R is whatever a step yields.
+type Worker[R any] interface {
+	// Key is the step's key by the content of its inputs.
+	Key(ctx context.Context, n *llb.Node, in []R) (Key, error)
+	// Run does the step.
+	Run(ctx context.Context, n *llb.Node, in []R) (R, error)
+}
+
+// Cache holds results across builds and processes.
+type Cache[R any] interface {
+	// Get returns the result recorded under k, or a *Miss.
+	Get(ctx context.Context, k Key) (R, error)
+	Put(ctx context.Context, k Key, r R) error
+	// Lock holds k against other processes, so that one of them runs the step
+	// and the others find its result. It waits for ctx.
+	Lock(ctx context.Context, k Key) (unlock func(), err error)
+}
+
+// Miss is the error of a Get that finds nothing.
+type Miss struct {
+	// Why says which part differs from the last record of that place, in one
+	// line: "src/a.go changed", "never built here".
+	Why string
+}
+
+func (m *Miss) Error() string { return "not cached: " + m.Why }
+
+// StepError is the failure of a step. Its text names the file and line.
+type StepError struct {
+	Node *llb.Node
+	Meta llb.Meta
+	Err  error
+}
+
+func (e *StepError) Error() string {
+	if len(e.Meta.Positions) == 0 {
+		return fmt.Sprintf("%s: %v", e.Meta.Name, e.Err)
+	}
+	return fmt.Sprintf("%s: %s: %v", e.Meta.Positions[0], e.Meta.Name, e.Err)
+}
+
+func (e *StepError) Unwrap() error { return e.Err }
+
+// Observer is told what becomes of each step of a Solve. Calls may come
+// concurrently; for one step they come in order, Started before Done.
+type Observer interface {
+	// Started: the step is being looked at. A step found by its own digest
+	// gets Started and Done at once.
+	Started(n *llb.Node, at time.Time)
+	// Running: the step was not cached, for the reason given, and begins to run.
+	Running(n *llb.Node, why string)
+	Done(n *llb.Node, cached bool, err error, at time.Time)
+}
