@@ -6,9 +6,7 @@ import (
 	"context"
 	"iter"
 
-	"github.com/861fb494/build/cache/tree"
-	"github.com/861fb494/build/internal/oci"
-)
+	"github.com/861fb494/build/cache/tree")
 
 // Driver stores the trees of snapshots. A snapshot is one layer's changes; a
 // chain is the IDs of layers, lowest first. overlay.Driver and plain.Driver
@@ -36,8 +34,6 @@ type Driver interface {
 	Dir(id string) string
 }
 
-// Snapshot is a tree of a Driver.
-type Snapshot struct {
-	Root oci.Mount  // mounts it; Target is empty
-	Tree *tree.Tree // reads it, and writes it where it was prepared; Close it
-}
+// Snapshot is a tree of a Driver. It is declared in tree, since the drivers do
+// not import this package.
+type Snapshot = tree.Snapshot
