@@ -58,6 +58,9 @@ type Layer struct {
 	// DiffID is the sha256 of the uncompressed tar; empty while nobody has
 	// asked for it.
 	DiffID Digest `json:"diffID,omitempty"`
+	// TarSize is the size of the uncompressed tar in bytes, set with DiffID; 0
+	// where it is not known.
+	TarSize int64 `json:"tarSize,omitempty"`
 	// Blob is the compressed form that a registry has, of a pulled layer.
 	Blob *Descriptor `json:"blob,omitempty"`
 	// Origin is the image reference that Blob can be fetched from.
@@ -78,6 +81,9 @@ type PlatformImage struct {
 	Platform Platform
 	Image    Image // RootFS.DiffIDs and history complete
 	Layers   []Layer
+	// Raw is the configuration's bytes where an image that came from elsewhere
+	// must keep its ID; where it is nil, Image is encoded.
+	Raw []byte
 }
 
 // Result is what a build yields and an exporter puts out.
