@@ -1,0 +1,297 @@
+// Package pick chooses what a COPY takes from a tree, and hashes it.
+//
+// The rules are BuildKit's: a source's symbolic links are followed inside the
+// tree, a directory stands for its contents, a wildcard's match ends the
+// descent, a directory that only leads to included files is taken with them.
+package pick
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+
+	"github.com/moby/patternmatcher"
+	"golang.org/x/sys/unix"
+
+	"github.com/861fb494/build/cache/tree"
+)
+
+// Tree is what is chosen from; *tree.Tree is one. Paths are absolute and clean.
+type Tree interface {
+	Lstat(path string) (tree.Entry, error)
+	Quick(path string) (tree.Entry, error)
+	ReadDir(path string) ([]string, error)
+	Resolve(path string, last bool) (string, error)
+}
+
+// Match is something that a source names.
+type Match struct {
+	Name string // path as named: a file is copied under its base
+	Real string // with symbolic links followed
+	Dir  bool
+}
+
+// NotFoundError is the error for a source without wildcards that names nothing.
+type NotFoundError struct{ Path string }
+
+func (e *NotFoundError) Error() string { return fmt.Sprintf("%q: not found", e.Path) }
+
+// Is makes it an fs.ErrNotExist.
+func (e *NotFoundError) Is(err error) bool { return err == fs.ErrNotExist }
+
+// Matches is what source names, in the order of a walk. A pattern that matches
+// nothing is no error; a name without wildcards that is not there is a
+// *NotFoundError.
+func Matches(ctx context.Context, t Tree, source string, wildcards bool) ([]Match, error) {
+	names := []string{path.Clean(source)}
+	if wildcards {
+		base, pattern := splitWildcards(source)
+		names[0] = base
+		if pattern != "" {
+			var err error
+			if names, err = expand(ctx, t, base, pattern); err != nil {
+				return nil, err
+			}
+		}
+	}
+	var out []Match
+	for _, name := range names {
+		resolved, err := t.Resolve(name, true)
+		if err != nil {
+			return nil, err
+		}
+		e, err := t.Quick(resolved)
+		if isMissing(err) {
+			return nil, &NotFoundError{Path: name}
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, Match{Name: name, Real: resolved, Dir: e.IsDir()})
+	}
+	return out, nil
+}
+
+func isMissing(err error) bool {
+	if err == nil {
+		return false
+	}
+	pe, ok := err.(*fs.PathError)
+	return ok && (pe.Err == unix.ENOENT || pe.Err == unix.ENOTDIR)
+}
+
+func hasWildcards(s string) bool {
+	for i := 0; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			i++
+		case '*', '?', '[':
+			return true
+		}
+	}
+	return false
+}
+
+// splitWildcards cuts a path before its first component with a wildcard.
+func splitWildcards(p string) (base, pattern string) {
+	parts := strings.Split(strings.Trim(path.Clean("/"+p), "/"), "/")
+	for i, c := range parts {
+		if hasWildcards(c) {
+			return "/" + strings.Join(parts[:i], "/"), strings.Join(parts[i:], "/")
+		}
+	}
+	return "/" + strings.Join(parts, "/"), ""
+}
+
+// expand finds the paths below base that pattern matches.
+func expand(ctx context.Context, t Tree, base, pattern string) ([]string, error) {
+	real, err := t.Resolve(base, true)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := t.Quick(real); isMissing(err) {
+		return nil, &NotFoundError{Path: base}
+	}
+	// "*" does not match "/": a match has as many components as the pattern,
+	// and each component can be matched by itself.
+	var walk func(dir string, parts []string) ([]string, error)
+	walk = func(dir string, parts []string) ([]string, error) {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		names, err := t.ReadDir(dir)
+		if isMissing(err) {
+			return nil, nil // a file, or a symbolic link: not descended into
+		}
+		if err != nil {
+			return nil, err
+		}
+		var out []string
+		for _, n := range names {
+			ok, err := path.Match(parts[0], n)
+			if err != nil {
+				return nil, fmt.Errorf("pattern %q: %w", pattern, err)
+			}
+			if !ok {
+				continue
+			}
+			if len(parts) == 1 {
+				out = append(out, path.Join(dir, n))
+				continue
+			}
+			below, err := walk(path.Join(dir, n), parts[1:])
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, below...)
+		}
+		return out, nil
+	}
+	return walk(real, strings.Split(pattern, "/"))
+}
+
+// Filter says what below a match is taken. The zero value takes all.
+type Filter struct {
+	include, exclude *patternmatcher.PatternMatcher
+}
+
+// NewFilter makes a filter of patterns in .dockerignore's syntax, relative to
+// the match: all that includes match, or all where there are none, but what
+// excludes match.
+func NewFilter(includes, excludes []string) (Filter, error) {
+	var f Filter
+	var err error
+	if len(includes) > 0 {
+		if f.include, err = patternmatcher.New(includes); err != nil {
+			return f, fmt.Errorf("pattern %q: %w", includes, err)
+		}
+	}
+	if len(excludes) > 0 {
+		if f.exclude, err = patternmatcher.New(excludes); err != nil {
+			return f, fmt.Errorf("--exclude %q: %w", excludes, err)
+		}
+	}
+	return f, nil
+}
+
+// Item is one entry that is taken.
+type Item struct {
+	Rel   string // path below the match; "" for the match itself
+	Entry tree.Entry
+	// Leading: a directory taken because of what is in it; one that already
+	// stands at the destination stays as it is.
+	Leading bool
+	// HardLink is the Rel of the first item with the same inode; "" for that
+	// item, and for a file with one name.
+	HardLink string
+	Linked   bool // HardLink is set (it may be "", the match itself)
+}
+
+type walker struct {
+	t       Tree
+	f       Filter
+	visit   func(Item) error
+	inodes  map[uint64]string
+	pending []Item // directories above that are taken if something in them is
+}
+
+type matchInfo struct{ in, ex patternmatcher.MatchInfo }
+
+// Walk calls visit for what is taken of a match, directories before what is in
+// them, names sorted.
+func Walk(ctx context.Context, t Tree, m Match, f Filter, visit func(Item) error) error {
+	w := walker{t: t, f: f, visit: visit, inodes: map[uint64]string{}}
+	return w.walk(ctx, m.Real, "", matchInfo{})
+}
+
+func (w *walker) walk(ctx context.Context, p, rel string, up matchInfo) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	take, excluded := true, false
+	var info matchInfo
+	if rel != "" {
+		var err error
+		if w.f.include != nil {
+			if take, info.in, err = w.f.include.MatchesUsingParentResults(rel, up.in); err != nil {
+				return err
+			}
+		}
+		if w.f.exclude != nil {
+			if excluded, info.ex, err = w.f.exclude.MatchesUsingParentResults(rel, up.ex); err != nil {
+				return err
+			}
+		}
+		take = take && !excluded
+		if !take && w.f.include == nil && !w.f.exclude.Exclusions() {
+			return nil
+		}
+	}
+	e, err := w.t.Lstat(p)
+	if err != nil {
+		return err
+	}
+	for k := range e.Xattrs {
+		// Of extended attributes only file capabilities are part of what is
+		// copied, as in BuildKit's context transfer and its layers.
+		if k != "security.capability" {
+			delete(e.Xattrs, k)
+		}
+	}
+	if !e.IsDir() {
+		if !take {
+			return nil
+		}
+		return w.emit(w.linked(Item{Rel: rel, Entry: e}))
+	}
+	held := len(w.pending)
+	if take {
+		if err := w.emit(Item{Rel: rel, Entry: e}); err != nil {
+			return err
+		}
+		held = 0
+	} else {
+		w.pending = append(w.pending, Item{Rel: rel, Entry: e, Leading: true})
+	}
+	if !excluded || w.f.exclude.Exclusions() {
+		names, err := w.t.ReadDir(p)
+		if err != nil {
+			return err
+		}
+		for _, n := range names {
+			if err := w.walk(ctx, path.Join(p, n), path.Join(rel, n), info); err != nil {
+				return err
+			}
+		}
+	}
+	if len(w.pending) > held {
+		w.pending = w.pending[:held]
+	}
+	return nil
+}
+
+// emit visits the directories that lead to it, then it.
+func (w *walker) emit(it Item) error {
+	for _, d := range w.pending {
+		if err := w.visit(d); err != nil {
+			return err
+		}
+	}
+	w.pending = w.pending[:0]
+	return w.visit(it)
+}
+
+func (w *walker) linked(it Item) Item {
+	if it.Entry.Type() != unix.S_IFREG || it.Entry.Nlink < 2 {
+		return it
+	}
+	first, ok := w.inodes[it.Entry.Ino]
+	if !ok {
+		w.inodes[it.Entry.Ino] = it.Rel
+		return it
+	}
+	it.HardLink, it.Linked = first, true
+	return it
+}
