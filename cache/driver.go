@@ -6,7 +6,8 @@ import (
 	"context"
 	"iter"
 
-	"github.com/861fb494/build/cache/tree")
+	"github.com/861fb494/build/cache/tree"
+)
 
 // Driver stores the trees of snapshots. A snapshot is one layer's changes; a
 // chain is the IDs of layers, lowest first. overlay.Driver and plain.Driver
