@@ -1,0 +1,299 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/861fb494/build/internal/oci"
+)
+
+// Grace is how long Prune spares a blob that nothing refers to: longer than a
+// build takes between writing its first blob and naming its image.
+const Grace = 24 * time.Hour
+
+// recordGrace is how long the record of a compressed layer is kept unused.
+const recordGrace = 90 * 24 * time.Hour
+
+// Pruned is what Prune removed.
+type Pruned struct {
+	Blobs int
+	Bytes int64
+}
+
+// Prune removes the blobs that no entry of the index refers to, that keep (nil:
+// none) does not want, and that were neither written nor renewed within grace.
+// What killed processes left half-written goes too.
+func (s *Store) Prune(ctx context.Context, grace time.Duration, keep func(oci.Digest) bool) (Pruned, error) {
+	var p Pruned
+	err := s.lock(func() error {
+		idx, err := readIndex(s.indexPath())
+		if err != nil {
+			return err // without names nothing can be told to be garbage
+		}
+		live := map[oci.Digest]bool{}
+		for _, m := range idx.Manifests {
+			if err := s.mark(ctx, m, live, 0); err != nil {
+				return err
+			}
+		}
+		if p, err = s.sweep(ctx, grace, func(d oci.Digest) bool {
+			return live[d] || keep != nil && keep(d)
+		}); err != nil {
+			return err
+		}
+		return s.sweepRecords(live)
+	})
+	if err != nil {
+		return p, fmt.Errorf("prune image store: %w", err)
+	}
+	return p, s.sweepTemp()
+}
+
+// document is what manifests and indexes refer to.
+type document struct {
+	SchemaVersion int              `json:"schemaVersion"`
+	Config        oci.Descriptor   `json:"config"`
+	Layers        []oci.Descriptor `json:"layers"`
+	Manifests     []oci.Descriptor `json:"manifests"`
+}
+
+// mark adds d and all it refers to to live. What cannot be parsed refers to
+// nothing: such an image is lost already.
+func (s *Store) mark(ctx context.Context, d oci.Descriptor, live map[oci.Digest]bool, depth int) error {
+	if live[d.Digest] || depth > 8 {
+		return nil
+	}
+	live[d.Digest] = true
+	if !IsManifest(d.MediaType) && !IsIndex(d.MediaType) {
+		return nil
+	}
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	data, err := s.Read(d.Digest)
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrDamaged) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var doc document
+	if json.Unmarshal(data, &doc) != nil {
+		return nil
+	}
+	live[doc.Config.Digest] = true
+	for _, l := range doc.Layers {
+		live[l.Digest] = true
+	}
+	for _, m := range doc.Manifests {
+		if err := s.mark(ctx, m, live, depth+1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) sweep(ctx context.Context, grace time.Duration, live func(oci.Digest) bool) (Pruned, error) {
+	var p Pruned
+	list, err := os.ReadDir(s.blobDir())
+	if err != nil {
+		return p, err
+	}
+	for _, e := range list {
+		if err := context.Cause(ctx); err != nil {
+			return p, err
+		}
+		d := digest.NewDigestFromEncoded(digest.SHA256, e.Name())
+		if d.Validate() != nil || live(d) {
+			continue
+		}
+		st, err := e.Info()
+		if err != nil || s.now().Sub(st.ModTime()) < grace {
+			continue
+		}
+		if err := os.Remove(filepath.Join(s.blobDir(), e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return p, err
+		}
+		p.Blobs++
+		p.Bytes += st.Size()
+	}
+	return p, nil
+}
+
+// sweepRecords removes records that nothing has used for long.
+func (s *Store) sweepRecords(live map[oci.Digest]bool) error {
+	for _, kind := range []string{"compressed", "origin"} {
+		dir := filepath.Join(s.dir, "records", kind)
+		list, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		for _, e := range list {
+			st, err := e.Info()
+			if err != nil || s.now().Sub(st.ModTime()) < recordGrace || live[digest.NewDigestFromEncoded(digest.SHA256, e.Name())] {
+				continue
+			}
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Rebuild writes index.json anew from the blobs and returns its entries: every
+// index, and every manifest that no index refers to. Names are lost where
+// index.json is; entries that can be read are kept.
+func (s *Store) Rebuild() ([]Named, error) {
+	err := s.lock(func() error {
+		idx, err := s.rebuild()
+		if err != nil {
+			return err
+		}
+		return s.writeIndex(idx)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("rebuild the index of the image store: %w", err)
+	}
+	return s.List()
+}
+
+func (s *Store) rebuild() (*oci.Index, error) {
+	idx, err := readIndex(s.indexPath())
+	if errors.Is(err, ErrDamaged) {
+		idx, err = &oci.Index{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	idx.Manifests = slices.DeleteFunc(idx.Manifests, func(m oci.Descriptor) bool { return !s.Has(m.Digest) })
+	list, err := os.ReadDir(s.blobDir())
+	if err != nil {
+		return nil, err
+	}
+	var found []oci.Descriptor
+	inner := map[oci.Digest]bool{}
+	for _, m := range idx.Manifests {
+		inner[m.Digest] = true
+	}
+	for _, e := range list {
+		d := digest.NewDigestFromEncoded(digest.SHA256, e.Name())
+		if d.Validate() != nil {
+			continue
+		}
+		desc, doc, ok := s.sniff(d)
+		if !ok {
+			continue
+		}
+		found = append(found, desc)
+		for _, m := range doc.Manifests {
+			inner[m.Digest] = true
+		}
+	}
+	for _, d := range found {
+		if !inner[d.Digest] {
+			idx.Manifests = append(idx.Manifests, d)
+		}
+	}
+	return idx, nil
+}
+
+// sniff tells whether blob d is an image's manifest or index.
+func (s *Store) sniff(d oci.Digest) (oci.Descriptor, document, bool) {
+	var doc struct {
+		document
+		MediaType string `json:"mediaType"`
+	}
+	no := func() (oci.Descriptor, document, bool) { return oci.Descriptor{}, document{}, false }
+	r, err := s.Open(d)
+	if err != nil {
+		return no()
+	}
+	defer r.Close()
+	var first [1]byte
+	if _, err := io.ReadFull(r, first[:]); err != nil || !bytes.Equal(first[:], []byte("{")) {
+		return no() // a layer: not read to its end
+	}
+	data, err := s.Read(d)
+	if err != nil || json.Unmarshal(data, &doc) != nil || doc.SchemaVersion != 2 {
+		return no()
+	}
+	desc := oci.Descriptor{MediaType: doc.MediaType, Digest: d, Size: int64(len(data))}
+	switch {
+	case IsManifest(doc.MediaType), IsIndex(doc.MediaType):
+	case doc.MediaType != "":
+		return no()
+	case doc.Manifests != nil:
+		desc.MediaType = specs.MediaTypeImageIndex
+	case doc.Config.Digest != "":
+		desc.MediaType = specs.MediaTypeImageManifest
+	default:
+		return no()
+	}
+	return desc, doc.document, true
+}
+
+// Check reads everything and returns what is wrong: blobs that are not what
+// their name says, entries whose manifest or configuration is missing. It is
+// slow.
+func (s *Store) Check(ctx context.Context) []error {
+	idx, err := readIndex(s.indexPath())
+	if err != nil {
+		return []error{err}
+	}
+	var bad []error
+	for _, m := range idx.Manifests {
+		list, err := s.Manifests(m)
+		if err != nil {
+			bad = append(bad, fmt.Errorf("image %s: %w", nameOf(m), err))
+		}
+		for _, d := range list {
+			man, err := s.Manifest(d.Digest)
+			if err == nil {
+				_, err = s.Config(man.Config.Digest)
+			}
+			if err != nil {
+				bad = append(bad, fmt.Errorf("image %s: %w", nameOf(m), err))
+			}
+		}
+	}
+	files, err := os.ReadDir(s.blobDir())
+	if err != nil {
+		return append(bad, err)
+	}
+	for _, e := range files {
+		if err := context.Cause(ctx); err != nil {
+			return append(bad, err)
+		}
+		d := digest.NewDigestFromEncoded(digest.SHA256, e.Name())
+		if d.Validate() != nil {
+			bad = append(bad, fmt.Errorf("image store: %s is no blob", filepath.Join(s.blobDir(), e.Name())))
+			continue
+		}
+		if err := s.checkBlob(d); err != nil {
+			bad = append(bad, err)
+		}
+	}
+	return bad
+}
+
+func (s *Store) checkBlob(d oci.Digest) error {
+	r, err := s.Open(d)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.Copy(io.Discard, r)
+	return err
+}
