@@ -6,16 +6,102 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+
+	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/llb"
 )
 
+// buildOptions is what the build command's line says, parsed.
+type buildOptions struct {
+	Context  string // a directory, "-" for a tar on standard input, or a URL
+	File     string // the Dockerfile; "": Dockerfile in Context; "-": standard input
+	Frontend frontendOptions
+	Cache    cacheOptions
+	Steps    stepOptions
+	Session  sessionOptions
+	Output   outputOptions
+	Progress string // "auto", "plain", "tty", "quiet" or "rawjson"
+	Driver   string // snapshots: "auto", "overlay" or "plain"
+}
+
+// frontendOptions say how the Dockerfile is read.
+type frontendOptions struct {
+	Target    string // a stage; "": the last one
+	Args      map[string]string
+	Labels    map[string]string
+	Contexts  map[string]string // name, as in FROM, to directory, URL or "docker-image://…"
+	Platforms []oci.Platform    // empty: this machine's
+	Call      string            // "build", or "check": only look for mistakes
+}
+
+// cacheOptions say what of earlier builds may serve.
+type cacheOptions struct {
+	Pull          bool // ask the registry what a tag is, even if it is here
+	NoCache       bool
+	NoCacheStages []string
+}
+
+// stepOptions are the surroundings of RUN steps.
+type stepOptions struct {
+	Network      string // llb.NetworkDefault, NetworkNone or NetworkHost
+	Hosts        []llb.Host
+	Ulimits      []llb.Ulimit
+	ShmSize      int64 // bytes; 0: 64 MiB
+	Memory       int64 // bytes a step; 0: no limit
+	CPUs         float64
+	CgroupParent string
+	OCIRuntime   string   // name or path of an installed OCI runtime; "": none
+	Allow        []string // entitlements: "network.host", "security.insecure"
+}
+
+// sessionOptions are what a build may reach of its caller's.
+type sessionOptions struct {
+	Secrets []secretOption
+	SSH     []sshOption
+}
+
+// secretOption is a --secret: one of File and Env is set.
+type secretOption struct{ ID, File, Env string }
+
+// sshOption is a --ssh: an agent's socket, or keys to serve.
+type sshOption struct {
+	ID    string
+	Paths []string // empty: the socket in SSH_AUTH_SOCK
+}
+
+// outputOptions say where the result goes.
+type outputOptions struct {
+	Tags             []oci.Reference
+	Outputs          []outputOption
+	Push             bool
+	Annotations      map[string]string // of the manifest
+	IIDFile          string
+	MetadataFile     string
+	Quiet            bool   // the image's id is all that is printed
+	Compression      string // "gzip" or "zstd"; "": gzip
+	CompressionLevel *int   // nil: the compressor's default
+}
+
+// outputOption is a --output.
+type outputOption struct {
+	Type  string            // "local", "tar", "oci", "docker", "image", "registry", "cacheonly"
+	Dest  string            // a path, "-" for standard output, or ""
+	Attrs map[string]string // what else was said, by its name
+}
+
 func newBuildCommand(g *globals) *cobra.Command {
-	return &cobra.Command{
+	var f buildFlags
+	c := &cobra.Command{
 		Use:   "build [flags] CONTEXT",
 		Short: "Build an image from a Dockerfile",
 		Long: `Build an image from a Dockerfile, without a daemon.
 
 CONTEXT is a directory, and its Dockerfile the one named Dockerfile unless
 --file names another. A directory called like a command is written ./NAME.`,
+		Example: `  build -t web .
+  build -f docker/Dockerfile --target test --build-arg VERSION=3 .
+  build -t registry.example/web --push .
+  build --output type=oci,dest=web.tar .`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return fmt.Errorf("build needs one CONTEXT, such as \".\"; %d given", len(args))
@@ -23,11 +109,21 @@ CONTEXT is a directory, and its Dockerfile the one named Dockerfile unless
 			return nil
 		},
 		RunE: func(c *cobra.Command, args []string) error {
-			return runBuild(c.Context(), g, args)
+			options, err := f.options(args[0])
+			if err != nil {
+				return &usageError{err: err}
+			}
+			return runBuild(c.Context(), g, options)
+		},
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return nil, cobra.ShellCompDirectiveFilterDirs
 		},
 	}
+	f.declare(c.Flags())
+	return c
 }
 
-func runBuild(context.Context, *globals, []string) error {
+// runBuild is where the command line ends and the builder begins.
+func runBuild(context.Context, *globals, buildOptions) error {
 	return errors.New("this binary was made without a builder")
 }

@@ -1,0 +1,259 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/861fb494/build/internal/oci"
+)
+
+// buildFlags holds the build command's flags as they were given. Names and
+// forms are docker build's; see options for what they mean.
+type buildFlags struct {
+	plain   buildOptions // the flags that need no parsing, in their place
+	lists   map[string]*[]string
+	shmSize string
+	memory  string
+	cpus    string
+	level   int
+	check   bool
+	quiet   bool
+
+	provenance, sbom string
+	set              *pflag.FlagSet
+}
+
+// declare declares the flags on set.
+func (f *buildFlags) declare(set *pflag.FlagSet) {
+	f.set = set
+	f.lists = map[string]*[]string{}
+	list := func(name, short, usage string) {
+		f.lists[name] = set.StringArrayP(name, short, nil, usage+" (repeatable)")
+	}
+	o := &f.plain
+
+	set.StringVarP(&o.File, "file", "f", "", "the Dockerfile's `path`; - for standard input (default CONTEXT/Dockerfile)")
+	set.StringVar(&o.Frontend.Target, "target", "", "build this `stage`, not the last one")
+	list("build-arg", "", "value of an ARG, as `NAME=VALUE`, or NAME for the environment's")
+	list("label", "", "label of the image, as `NAME=VALUE`")
+	list("build-context", "", "further context, as `NAME=VALUE`")
+	list("platform", "", "`platform` to build for, such as linux/arm64; several with commas")
+	set.StringVar(&o.Frontend.Call, "call", "build", "what to do: build, or check for mistakes")
+	set.BoolVar(&f.check, "check", false, "look for mistakes and build nothing; --call=check")
+
+	set.BoolVar(&o.Cache.Pull, "pull", false, "ask the registry for newer base images")
+	set.BoolVar(&o.Cache.NoCache, "no-cache", false, "run each step, cached or not")
+	set.StringSliceVar(&o.Cache.NoCacheStages, "no-cache-filter", nil, "do so for these `stages`")
+	list("cache-from", "", "not supported yet")
+	list("cache-to", "", "not supported yet")
+
+	set.StringVar(&o.Steps.Network, "network", "default", "`network` of RUN steps: default, none or host")
+	list("add-host", "", "further line of /etc/hosts in RUN steps, as `NAME:ADDRESS`")
+	list("ulimit", "", "resource limit of RUN steps, as `NAME=SOFT[:HARD]`")
+	set.StringVar(&f.shmSize, "shm-size", "", "`size` of /dev/shm in RUN steps (default 64m)")
+	set.StringVarP(&f.memory, "memory", "m", "", "memory limit of each RUN step, as a `size` such as 512m")
+	set.StringVar(&f.cpus, "cpus", "", "`number` of processors' time for each RUN step, such as 1.5")
+	set.StringVar(&o.Steps.CgroupParent, "cgroup-parent", "", "`cgroup` above those of RUN steps")
+	set.StringVar(&o.Steps.OCIRuntime, "oci-runtime", "", "run steps by this installed OCI `runtime`: runc, crun, or a path")
+	list("allow", "", "allow an `entitlement`: network.host, security.insecure")
+
+	list("secret", "", "secret for RUN --mount=type=secret, as `id=NAME[,src=FILE|,env=VARIABLE]`")
+	list("ssh", "", "agent or keys for RUN --mount=type=ssh, as `default` or NAME[=SOCKET|KEY,…]")
+
+	list("tag", "t", "`name` of the image")
+	list("output", "o", "where the result goes, as `type=TYPE[,dest=PATH]`, or a directory")
+	set.BoolVar(&o.Output.Push, "push", false, "push the image under its names")
+	set.Bool("load", false, "accepted and without effect: the image is always in the local store")
+	list("annotation", "", "annotation of the manifest, as `NAME=VALUE`")
+	set.StringVar(&o.Output.IIDFile, "iidfile", "", "write the image's id to `file`")
+	set.StringVar(&o.Output.MetadataFile, "metadata-file", "", "write what the build yielded to `file`, as JSON")
+	set.BoolVarP(&f.quiet, "quiet", "q", false, "print the image's id and nothing else")
+	set.StringVar(&o.Output.Compression, "compression", "", "how layers that are put out are compressed: gzip or zstd")
+	set.IntVar(&f.level, "compression-level", 0, "the compressor's `level`")
+	set.StringVar(&f.provenance, "provenance", "", "only false: not supported yet")
+	set.StringVar(&f.sbom, "sbom", "", "only false: not supported yet")
+	for _, name := range []string{"provenance", "sbom"} {
+		set.Lookup(name).NoOptDefVal = "true"
+	}
+
+	set.StringVar(&o.Progress, "progress", "auto", "how progress is shown: auto, plain, tty, quiet or rawjson (BUILDKIT_PROGRESS)")
+	set.StringVar(&o.Driver, "storage-driver", "auto", "how snapshots are kept: auto, overlay or plain")
+	set.Bool("rm", true, "accepted and without effect: nothing is left to remove")
+	set.Bool("force-rm", false, "accepted and without effect")
+}
+
+// options is what the flags and the one argument mean. Its errors are the
+// caller's mistakes.
+func (f *buildFlags) options(buildContext string) (buildOptions, error) {
+	o := f.plain
+	o.Context = buildContext
+	for _, step := range []func(*buildOptions) error{f.unsupported, f.words, f.frontend, f.steps, f.session, f.output} {
+		if err := step(&o); err != nil {
+			return buildOptions{}, err
+		}
+	}
+	if o.Context == "-" && o.File == "-" {
+		return buildOptions{}, errors.New("context and Dockerfile cannot both be standard input")
+	}
+	return o, nil
+}
+
+// unsupported refuses what docker build has and this one does not have yet.
+func (f *buildFlags) unsupported(*buildOptions) error {
+	for _, name := range []string{"cache-from", "cache-to"} {
+		if len(*f.lists[name]) > 0 {
+			return fmt.Errorf("--%s is not supported yet", name)
+		}
+	}
+	for name, value := range map[string]string{"provenance": f.provenance, "sbom": f.sbom} {
+		off := value == "disabled=true"
+		if b, err := strconv.ParseBool(value); err == nil && !b {
+			off = true
+		}
+		if f.set.Changed(name) && !off {
+			return fmt.Errorf("--%s is not supported yet; only --%s=false is accepted", name, name)
+		}
+	}
+	return nil
+}
+
+// words checks the flags whose values are one of a few.
+func (f *buildFlags) words(o *buildOptions) error {
+	if f.check {
+		if f.set.Changed("call") && o.Frontend.Call != "check" {
+			return fmt.Errorf("--check and --call=%s exclude each other", o.Frontend.Call)
+		}
+		o.Frontend.Call = "check"
+	}
+	if v := os.Getenv("BUILDKIT_PROGRESS"); v != "" && !f.set.Changed("progress") {
+		o.Progress = v
+	}
+	// What buildx calls lint was check's first name.
+	if o.Frontend.Call == "lint" {
+		o.Frontend.Call = "check"
+	}
+	if o.Frontend.Call == "outline" || o.Frontend.Call == "targets" {
+		return fmt.Errorf("--call=%s is not supported yet", o.Frontend.Call)
+	}
+	for _, w := range []struct {
+		flag, value string
+		words       []string
+	}{
+		{"call", o.Frontend.Call, []string{"build", "check"}},
+		{"network", o.Steps.Network, []string{"default", "none", "host"}},
+		{"progress", o.Progress, []string{"auto", "plain", "tty", "quiet", "rawjson"}},
+		{"storage-driver", o.Driver, []string{"auto", "overlay", "plain"}},
+		{"compression", cmp.Or(o.Output.Compression, "gzip"), []string{"gzip", "zstd"}},
+	} {
+		if !slices.Contains(w.words, w.value) {
+			return fmt.Errorf("--%s %q: want one of %s", w.flag, w.value, strings.Join(w.words, ", "))
+		}
+	}
+	for _, a := range *f.lists["allow"] {
+		for a := range strings.SplitSeq(a, ",") {
+			if a != "network.host" && a != "security.insecure" {
+				return fmt.Errorf("--allow %q: want network.host or security.insecure", a)
+			}
+			o.Steps.Allow = append(o.Steps.Allow, a)
+		}
+	}
+	return nil
+}
+
+func (f *buildFlags) frontend(o *buildOptions) (err error) {
+	if o.Frontend.Args, err = parsePairs("build-arg", *f.lists["build-arg"], os.LookupEnv); err != nil {
+		return err
+	}
+	empty := func(string) (string, bool) { return "", true }
+	if o.Frontend.Labels, err = parsePairs("label", *f.lists["label"], empty); err != nil {
+		return err
+	}
+	if o.Frontend.Contexts, err = parseContexts(*f.lists["build-context"]); err != nil {
+		return err
+	}
+	o.Frontend.Platforms, err = parsePlatforms(*f.lists["platform"])
+	return err
+}
+
+func (f *buildFlags) steps(o *buildOptions) (err error) {
+	for _, v := range *f.lists["add-host"] {
+		h, err := parseHost(v)
+		if err != nil {
+			return err
+		}
+		o.Steps.Hosts = append(o.Steps.Hosts, h)
+	}
+	for _, v := range *f.lists["ulimit"] {
+		u, err := parseUlimit(v)
+		if err != nil {
+			return err
+		}
+		o.Steps.Ulimits = append(o.Steps.Ulimits, u)
+	}
+	if o.Steps.ShmSize, err = parseSize("shm-size", f.shmSize); err != nil {
+		return err
+	}
+	if o.Steps.Memory, err = parseSize("memory", f.memory); err != nil {
+		return err
+	}
+	o.Steps.CPUs, err = parseCPUs(f.cpus)
+	return err
+}
+
+func (f *buildFlags) session(o *buildOptions) error {
+	for _, v := range *f.lists["secret"] {
+		s, err := parseSecret(v, os.LookupEnv)
+		if err != nil {
+			return err
+		}
+		o.Session.Secrets = append(o.Session.Secrets, s)
+	}
+	for _, v := range *f.lists["ssh"] {
+		s, err := parseSSH(v)
+		if err != nil {
+			return err
+		}
+		o.Session.SSH = append(o.Session.SSH, s)
+	}
+	return nil
+}
+
+func (f *buildFlags) output(o *buildOptions) (err error) {
+	for _, v := range *f.lists["tag"] {
+		r, err := oci.ParseReference(v)
+		if err != nil {
+			return fmt.Errorf("--tag: %w", err)
+		}
+		if r.Digest != "" {
+			return fmt.Errorf("--tag %q: an image cannot be given a digest as its name", v)
+		}
+		o.Output.Tags = append(o.Output.Tags, r)
+	}
+	for _, v := range *f.lists["output"] {
+		out, err := parseOutput(v)
+		if err != nil {
+			return err
+		}
+		o.Output.Outputs = append(o.Output.Outputs, out)
+	}
+	if o.Output.Annotations, err = parseAnnotations(*f.lists["annotation"]); err != nil {
+		return err
+	}
+	if o.Output.Push && len(o.Output.Tags) == 0 {
+		return errors.New("--push needs a name to push to: add --tag NAME")
+	}
+	if f.quiet {
+		o.Output.Quiet, o.Progress = true, "quiet"
+	}
+	if f.set.Changed("compression-level") {
+		o.Output.CompressionLevel = &f.level
+	}
+	return nil
+}
