@@ -27,20 +27,32 @@ type Part struct {
 }
 
 // Worker does the work of a step, for one build. R is whatever a step yields.
+// Its methods are called concurrently, and end soon after their context does.
+//
+// Steps in flight are shared: one that another build waits for too goes on,
+// with the Worker of the build that began it, when that build's Solve has
+// returned because it failed or was stopped. Who closes what a Worker holds
+// waits for its Run calls first, or has them fail with context.Canceled or
+// any other error: the other builds then run the step with their own Workers.
 type Worker[R any] interface {
 	// Key is the step's key by the content of its inputs.
 	Key(ctx context.Context, n *llb.Node, in []R) (Key, error)
-	// Run does the step.
+	// Run does the step. Its context carries no deadline of the Solve's, and
+	// ends when nobody waits for the step any more.
 	Run(ctx context.Context, n *llb.Node, in []R) (R, error)
 }
 
-// Cache holds results across builds and processes.
+// Cache holds results across builds and processes. Its methods are called
+// concurrently.
 type Cache[R any] interface {
-	// Get returns the result recorded under k, or a *Miss.
+	// Get returns the result recorded under k, or a *Miss. Any other error is a
+	// miss too, with the error for its reason. A k that is a node's own digest
+	// has neither Place nor Parts.
 	Get(ctx context.Context, k Key) (R, error)
+	// Put records r under k, in place of what is there. Its error fails no build.
 	Put(ctx context.Context, k Key, r R) error
-	// Lock holds k against other processes, so that one of them runs the step
-	// and the others find its result. It waits for ctx.
+	// Lock holds k against all others, of this process too, so that one of them
+	// runs the step and the others find its result. It waits until ctx ends.
 	Lock(ctx context.Context, k Key) (unlock func(), err error)
 }
 
@@ -72,10 +84,13 @@ func (e *StepError) Unwrap() error { return e.Err }
 // Observer is told what becomes of each step of a Solve. Calls may come
 // concurrently; for one step they come in order, Started before Done.
 type Observer interface {
-	// Started: the step is being looked at. A step found by its own digest
-	// gets Started and Done at once.
+	// Started: the step's inputs are done and its turn has come. A step found
+	// by its own digest gets Started and Done at once. A step whose inputs
+	// failed, or which nothing needs, gets no call.
 	Started(n *llb.Node, at time.Time)
 	// Running: the step was not cached, for the reason given, and begins to run.
 	Running(n *llb.Node, why string)
+	// Done: err is the step's own, not a *StepError; that of the context if the
+	// Solve was stopped or another step failed.
 	Done(n *llb.Node, cached bool, err error, at time.Time)
 }
