@@ -97,6 +97,22 @@ func (t *Tree) Close() error {
 	return first
 }
 
+// Forget drops what is remembered of directories, after something else has
+// written to the layers: a process that had them mounted.
+func (t *Tree) Forget() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for d := range t.dirs {
+		if d != "/" {
+			delete(t.dirs, d)
+		}
+	}
+	for _, l := range t.layers {
+		l.forget()
+	}
+	clear(t.times)
+}
+
 func (l *layerDir) forget() {
 	if l.sub >= 0 {
 		unix.Close(l.sub)
@@ -355,15 +371,21 @@ func sized(buf []byte, f func([]byte) (int, error)) ([]byte, error) {
 // but its last component, inside the root. Components that do not exist, or
 // that would lie in a file, are kept as they are. More than 255 links are a
 // unix.ELOOP.
-func (t *Tree) Resolve(p string, last bool) (string, error) {
+func (t *Tree) Resolve(p string, last bool) (string, error) { return t.ResolveIn("/", p, last) }
+
+// ResolveIn is Resolve with the directory base, itself resolved, for a root:
+// absolute links begin there and ".." does not leave it.
+func (t *Tree) ResolveIn(base, p string, last bool) (string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	done, rest := "/", strings.Trim(p, "/")
+	done, rest := base, strings.Trim(p, "/")
 	for links := 0; rest != ""; {
 		name, tail, _ := strings.Cut(rest, "/")
 		rest = tail
 		if name == ".." {
-			done = path.Dir(done)
+			if done != base {
+				done = path.Dir(done)
+			}
 			continue
 		}
 		if name == "" || name == "." {
@@ -393,7 +415,7 @@ func (t *Tree) Resolve(p string, last bool) (string, error) {
 			return "", wrap("resolve", p, err)
 		}
 		if strings.HasPrefix(e.Link, "/") {
-			done = "/"
+			done = base
 		}
 		// A trailing slash of the target means nothing more here: what is no
 		// directory fails where it is used.
