@@ -12,7 +12,7 @@ import (
 // Error is what is wrong with a Dockerfile, and where.
 type Error struct {
 	File        string
-	Line, Until int // from 1, ends included; 0 if it has no place
+	Line, Until int    // from 1, ends included; 0 if it has no place
 	Source      string // the lines about there, numbered; empty without a place
 	Err         error
 }
