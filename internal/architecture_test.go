@@ -56,6 +56,7 @@ var rooms = map[string]room{
 	"internal/builder":          {floor: 4},
 	"internal/container":        {floor: 4},
 	"cmd/build":                 {floor: 6},
+	"internal/noskip":           {floor: testsOnly},                                      // runs go test
 	"internal/testbase":         {floor: testsOnly},                                      // base images for tests and the demo
 	"internal/testbase/mkbase":  {floor: testsOnly, also: []string{"internal/testbase"}}, // its command
 }

@@ -1,0 +1,55 @@
+# Commands for those who work on build. `make demo` and `make test` need
+# nothing but Go and, as root on Debian, a package mirror.
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+BINARY  := bin/build
+FUZZTIME ?= 20s
+
+.PHONY: all build test race fuzz lint bench bench-startup conformance demo clean
+
+all: build
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $(BINARY) ./cmd/build
+
+# All tests. As root it first installs what they need from Debian's packages;
+# with CI=true a skipped test fails.
+test:
+	.ci/packages
+	$(GO) vet ./...
+	$(GO) run ./internal/noskip -timeout 20m ./...
+
+race:
+	.ci/packages
+	CGO_ENABLED=1 $(GO) run ./internal/noskip -race -timeout 40m ./...
+
+# Each fuzz target for FUZZTIME.
+fuzz:
+	@set -e; for p in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p; \
+	  done; \
+	done
+
+lint:
+	test -z "$$(gofmt -l . | tee /dev/stderr)"
+	$(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 run ./...
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+# How long `build version` takes beside a Go program that does nothing.
+bench-startup:
+	$(GO) test -run '^$$' -bench Startup -count 3 ./cmd/build
+
+# Dockerfiles whose results are known, from CONFORMANCE_DIR.
+conformance: build
+	testdata/conformance.sh $(abspath $(BINARY))
+
+# Builds the binary, builds testdata/super-server with it, and runs that.
+demo: build
+	testdata/demo.sh $(abspath $(BINARY))
+
+clean:
+	rm -rf bin
