@@ -1,0 +1,173 @@
+package layer
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/zeebo/blake3"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/oci"
+)
+
+// Digest is the content digest of a layer: blake3 over type, path, mode, owner,
+// device, link target, xattrs, content digest, hard link, removal and opaqueness
+// of its changes, in order; not over times and inode numbers. It is empty where
+// a regular file's digest is not known: see Hash.
+func Digest(changes []tree.Change) oci.Digest {
+	h := blake3.New()
+	var b []byte
+	text := func(s string) {
+		b = binary.AppendUvarint(b, uint64(len(s)))
+		b = append(b, s...)
+	}
+	h.WriteString("layer1\n")
+	for i := range changes {
+		c := &changes[i]
+		b = b[:0]
+		text(c.Path)
+		switch {
+		case c.Removed:
+			b = append(b, 'r')
+		case c.Opaque:
+			b = append(b, 'o')
+		default:
+			b = append(b, 'e')
+		}
+		if !c.Removed {
+			if c.Type() == unix.S_IFREG && c.Digest == "" {
+				return ""
+			}
+			for _, n := range []uint64{uint64(c.Mode), uint64(c.UID), uint64(c.GID), uint64(c.Major), uint64(c.Minor)} {
+				b = binary.AppendUvarint(b, n)
+			}
+			text(c.Link)
+			text(c.HardLink)
+			text(string(c.Digest))
+			x := portable(c.Xattrs)
+			b = binary.AppendUvarint(b, uint64(len(x)))
+			for _, k := range slices.Sorted(maps.Keys(x)) {
+				text(k)
+				text(x[k])
+			}
+		}
+		h.Write(b)
+	}
+	return digest(h)
+}
+
+func digest(h *blake3.Hasher) oci.Digest {
+	var sum [32]byte
+	return oci.Digest("blake3:" + hex.EncodeToString(h.Sum(sum[:0])))
+}
+
+// Hash fills in the Digest of regular files that lack it, reading them under
+// dir, limit of them at a time. Hard links are read once.
+func Hash(ctx context.Context, changes []tree.Change, dir string, limit int) error {
+	files, err := newOpener(dir)
+	if err != nil {
+		return err
+	}
+	defer files.Close()
+	g, ctx := errgroup.WithContext(ctx)
+	next := make(chan *tree.Change)
+	for range max(limit, 1) {
+		g.Go(func() error { return hashAll(ctx, next, files) })
+	}
+	g.Go(func() error {
+		defer close(next)
+		for i := range changes {
+			c := &changes[i]
+			if c.Removed || c.Type() != unix.S_IFREG || c.Digest != "" || c.HardLink != "" {
+				continue
+			}
+			select {
+			case next <- c:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return nil
+	})
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("hash layer: %w", err)
+	}
+	return hashLinks(changes)
+}
+
+// hashLinks gives hard links the digest of what they link to.
+func hashLinks(changes []tree.Change) error {
+	first := map[string]oci.Digest{}
+	for i := range changes {
+		if c := &changes[i]; c.HardLink != "" {
+			first[c.HardLink] = ""
+		}
+	}
+	if len(first) == 0 {
+		return nil
+	}
+	for i := range changes {
+		if c := &changes[i]; c.HardLink == "" {
+			if _, ok := first[c.Path]; ok {
+				first[c.Path] = c.Digest
+			}
+		}
+	}
+	for i := range changes {
+		c := &changes[i]
+		if c.HardLink == "" || c.Removed || c.Type() != unix.S_IFREG || c.Digest != "" {
+			continue
+		}
+		if c.Digest = first[c.HardLink]; c.Digest == "" {
+			return fmt.Errorf("hash layer: %s is a hard link to %s, which is not in the layer", c.Path, c.HardLink)
+		}
+	}
+	return nil
+}
+
+var hashers = sync.Pool{New: func() any { return blake3.New() }}
+
+func hashAll(ctx context.Context, next <-chan *tree.Change, files *opener) error {
+	h := hashers.Get().(*blake3.Hasher)
+	defer hashers.Put(h)
+	buf := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(buf)
+	for c := range next {
+		if err := hashFile(ctx, c, files, h, *buf); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func hashFile(ctx context.Context, c *tree.Change, files *opener, h *blake3.Hasher, buf []byte) error {
+	f, err := files.open(c)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h.Reset()
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := f.Read(buf)
+		h.Write(buf[:n])
+		if errors.Is(err, io.EOF) {
+			c.Digest = digest(h)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,290 @@
+package layer
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/oci"
+)
+
+const entriesMagic = "build-entries-1\n"
+
+// Bits of a record's kind; see the package's documentation.
+const (
+	bitRemoved = 1 << iota
+	bitOpaque
+	bitDigest
+	bitHardLink
+	bitXattrs
+	bitLink
+	bitDevice
+	bitEnd
+)
+
+const sumSize = 16
+
+// ErrDamaged is the error of a ReadEntries that finds what WriteEntries did not
+// write.
+var ErrDamaged = errors.New("list of entries is damaged")
+
+// WriteEntries writes changes to w, in the form of the package's documentation.
+func WriteEntries(w io.Writer, changes []tree.Change) error {
+	h := blake3.New()
+	bw := bufio.NewWriterSize(io.MultiWriter(w, h), 64<<10)
+	bw.WriteString(entriesMagic)
+	var b []byte
+	last := ""
+	for i := range changes {
+		b = appendChange(b[:0], &changes[i], last)
+		last = changes[i].Path
+		bw.Write(b)
+	}
+	bw.Write(binary.AppendUvarint([]byte{bitEnd}, uint64(len(changes))))
+	err := bw.Flush()
+	if err == nil {
+		_, err = w.Write(h.Sum(nil)[:sumSize])
+	}
+	if err != nil {
+		return fmt.Errorf("write entries: %w", err)
+	}
+	return nil
+}
+
+func appendText(b []byte, s string) []byte {
+	b = binary.AppendUvarint(b, uint64(len(s)))
+	return append(b, s...)
+}
+
+func appendChange(b []byte, c *tree.Change, last string) []byte {
+	var kind byte
+	for _, f := range []struct {
+		set bool
+		bit byte
+	}{
+		{c.Opaque, bitOpaque}, {c.Digest != "", bitDigest}, {c.HardLink != "", bitHardLink},
+		{len(c.Xattrs) > 0, bitXattrs}, {c.Link != "", bitLink}, {c.Major|c.Minor != 0, bitDevice},
+	} {
+		if f.set {
+			kind |= f.bit
+		}
+	}
+	if c.Removed {
+		kind = bitRemoved
+	}
+	shared := 0
+	for shared < min(len(last), len(c.Path)) && last[shared] == c.Path[shared] {
+		shared++
+	}
+	b = append(b, kind)
+	b = binary.AppendUvarint(b, uint64(shared))
+	b = appendText(b, c.Path[shared:])
+	if c.Removed {
+		return b
+	}
+	for _, n := range []uint64{uint64(c.Mode), uint64(c.UID), uint64(c.GID), uint64(c.Size)} {
+		b = binary.AppendUvarint(b, n)
+	}
+	b = binary.AppendVarint(b, c.ModTime.Unix())
+	for _, n := range []uint64{uint64(c.ModTime.Nanosecond()), c.Ino, c.Nlink} {
+		b = binary.AppendUvarint(b, n)
+	}
+	if kind&bitDigest != 0 {
+		b = appendDigest(b, c.Digest)
+	}
+	if kind&bitHardLink != 0 {
+		b = appendText(b, c.HardLink)
+	}
+	if kind&bitXattrs != 0 {
+		b = binary.AppendUvarint(b, uint64(len(c.Xattrs)))
+		for _, k := range slices.Sorted(maps.Keys(c.Xattrs)) {
+			b = appendText(appendText(b, k), c.Xattrs[k])
+		}
+	}
+	if kind&bitLink != 0 {
+		b = appendText(b, c.Link)
+	}
+	if kind&bitDevice != 0 {
+		b = binary.AppendUvarint(b, uint64(c.Major))
+		b = binary.AppendUvarint(b, uint64(c.Minor))
+	}
+	return b
+}
+
+func appendDigest(b []byte, d oci.Digest) []byte {
+	if text, ok := strings.CutPrefix(string(d), "blake3:"); ok && len(text) == 64 {
+		if sum, err := hex.DecodeString(text); err == nil && hex.EncodeToString(sum) == text {
+			return append(append(b, 0), sum...)
+		}
+	}
+	return appendText(b, string(d))
+}
+
+// ReadEntries yields the changes that WriteEntries wrote. It reads all of r and
+// compares the checksum before it yields the first; what does not fit is an
+// ErrDamaged.
+func ReadEntries(r io.Reader) iter.Seq2[tree.Change, error] {
+	return func(yield func(tree.Change, error) bool) {
+		data, err := io.ReadAll(r)
+		if err != nil {
+			yield(tree.Change{}, fmt.Errorf("read entries: %w", err))
+			return
+		}
+		body, err := checked(data)
+		if err != nil {
+			yield(tree.Change{}, err)
+			return
+		}
+		d := decoder{rest: body}
+		var last string
+		for n := uint64(0); ; n++ {
+			kind := d.byte()
+			if kind == bitEnd {
+				if count := d.number(); count != n || len(d.rest) > 0 {
+					d.bad = true
+				}
+				if d.bad {
+					yield(tree.Change{}, ErrDamaged)
+				}
+				return
+			}
+			c := d.change(kind, last)
+			if d.bad {
+				yield(tree.Change{}, ErrDamaged)
+				return
+			}
+			last = c.Path
+			if !yield(c, nil) {
+				return
+			}
+		}
+	}
+}
+
+// checked is data without version word and checksum, both of which fit.
+func checked(data []byte) ([]byte, error) {
+	if !bytes.HasPrefix(data, []byte(entriesMagic)) || len(data) < len(entriesMagic)+sumSize {
+		return nil, fmt.Errorf("%w: not of version %q", ErrDamaged, entriesMagic[:len(entriesMagic)-1])
+	}
+	n := len(data) - sumSize
+	if !bytes.Equal(sum(data[:n]), data[n:]) {
+		return nil, fmt.Errorf("%w: checksum differs", ErrDamaged)
+	}
+	return data[len(entriesMagic):n], nil
+}
+
+func sum(data []byte) []byte {
+	s := blake3.Sum256(data)
+	return s[:sumSize]
+}
+
+// decoder reads records. Once something does not fit, bad is set and all that
+// it yields is zero.
+type decoder struct {
+	rest []byte
+	bad  bool
+}
+
+func (d *decoder) take(n uint64) []byte {
+	if d.bad || n > uint64(len(d.rest)) {
+		d.bad = true
+		return nil
+	}
+	b := d.rest[:n]
+	d.rest = d.rest[n:]
+	return b
+}
+
+func (d *decoder) byte() byte {
+	if b := d.take(1); b != nil {
+		return b[0]
+	}
+	return 0
+}
+
+func (d *decoder) number() uint64 {
+	n, size := binary.Uvarint(d.rest)
+	if size <= 0 {
+		d.bad = true
+		return 0
+	}
+	d.take(uint64(size))
+	return n
+}
+
+// limited is a number that is at most most.
+func (d *decoder) limited(most uint64) uint64 {
+	n := d.number()
+	if n > most {
+		d.bad = true
+		return 0
+	}
+	return n
+}
+
+func (d *decoder) text() string { return string(d.take(d.number())) }
+
+func (d *decoder) change(kind byte, last string) tree.Change {
+	var c tree.Change
+	shared := d.limited(uint64(len(last)))
+	c.Path = last[:shared] + d.text()
+	if kind&bitRemoved != 0 {
+		c.Removed = true
+		d.bad = d.bad || kind != bitRemoved
+		return c
+	}
+	c.Opaque = kind&bitOpaque != 0
+	c.Mode = uint32(d.limited(math.MaxUint32))
+	c.UID = int(d.limited(math.MaxUint32))
+	c.GID = int(d.limited(math.MaxUint32))
+	c.Size = int64(d.limited(math.MaxInt64))
+	sec, size := binary.Varint(d.rest)
+	if size <= 0 {
+		d.bad = true
+		return c
+	}
+	d.take(uint64(size))
+	c.ModTime = time.Unix(sec, int64(d.limited(999_999_999)))
+	c.Ino, c.Nlink = d.number(), d.number()
+	if kind&bitDigest != 0 {
+		c.Digest = d.digest()
+	}
+	if kind&bitHardLink != 0 {
+		c.HardLink = d.text()
+	}
+	if kind&bitXattrs != 0 {
+		c.Xattrs = map[string]string{}
+		for range d.limited(uint64(len(d.rest))) {
+			k := d.text()
+			c.Xattrs[k] = d.text()
+		}
+	}
+	if kind&bitLink != 0 {
+		c.Link = d.text()
+	}
+	if kind&bitDevice != 0 {
+		c.Major, c.Minor = uint32(d.limited(math.MaxUint32)), uint32(d.limited(math.MaxUint32))
+	}
+	return c
+}
+
+func (d *decoder) digest() oci.Digest {
+	n := d.number()
+	if n == 0 {
+		return oci.Digest("blake3:" + hex.EncodeToString(d.take(32)))
+	}
+	return oci.Digest(d.take(n))
+}

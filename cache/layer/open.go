@@ -1,0 +1,77 @@
+package layer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/861fb494/build/cache/tree"
+)
+
+// opener opens the files of a layer's directory.
+type opener struct{ fd int }
+
+func newOpener(dir string) (*opener, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open layer directory %s: %w", dir, err)
+	}
+	return &opener{fd}, nil
+}
+
+func (o *opener) Close() { unix.Close(o.fd) }
+
+// open opens the regular file of c to be read. It is an error if it is no
+// longer what c says.
+func (o *opener) open(c *tree.Change) (*os.File, error) {
+	how := unix.OpenHow{
+		// O_NONBLOCK: a fifo in the file's place must not hold us up.
+		Flags:   unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC | unix.O_NOATIME,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	}
+	fd, err := unix.Openat2(o.fd, c.Path[1:], &how)
+	if errors.Is(err, unix.EPERM) { // O_NOATIME is the owner's privilege
+		how.Flags &^= unix.O_NOATIME
+		fd, err = unix.Openat2(o.fd, c.Path[1:], &how)
+	}
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: c.Path, Err: err}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return nil, &os.PathError{Op: "stat", Path: c.Path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != c.Size {
+		unix.Close(fd)
+		return nil, fmt.Errorf("%s changed while the layer was read: %d bytes expected, found %d", c.Path, c.Size, st.Size)
+	}
+	return os.NewFile(uintptr(fd), c.Path), nil
+}
+
+// Check reports the first of changes whose file under dir is not there or is of
+// another type or size: what a power cut does to a layer that was not synced.
+func Check(changes []tree.Change, dir string) error {
+	o, err := newOpener(dir)
+	if err != nil {
+		return err
+	}
+	defer o.Close()
+	for i := range changes {
+		c := &changes[i]
+		if c.Removed {
+			continue
+		}
+		var st unix.Stat_t
+		err := unix.Fstatat(o.fd, "."+c.Path, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if err != nil {
+			return &os.PathError{Op: "stat", Path: c.Path, Err: err}
+		}
+		if st.Mode&unix.S_IFMT != c.Type() || c.Type() == unix.S_IFREG && st.Size != c.Size {
+			return fmt.Errorf("%s is damaged: %d bytes expected, found %d", c.Path, c.Size, st.Size)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,157 @@
+package layer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/861fb494/build/cache/tree"
+)
+
+// found is what a layer's directory has under a name.
+type found struct {
+	tree.Entry
+	ctime    unix.Timespec
+	whiteout bool
+	opaque   bool
+}
+
+// scan reads name in the open directory dir; full is its path in the layer.
+func scan(dir int, name, full string) (found, error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return found{}, &os.PathError{Op: "lstat", Path: full, Err: err}
+	}
+	f := found{ctime: st.Ctim, Entry: tree.Entry{
+		Path: full, Mode: st.Mode, UID: int(st.Uid), GID: int(st.Gid),
+		ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec),
+		Ino:     st.Ino, Nlink: uint64(st.Nlink),
+	}}
+	switch f.Type() {
+	case unix.S_IFREG:
+		f.Size = st.Size
+	case unix.S_IFCHR, unix.S_IFBLK:
+		f.Major, f.Minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
+		if f.whiteout = f.Type() == unix.S_IFCHR && st.Rdev == 0; f.whiteout {
+			return f, nil
+		}
+	case unix.S_IFLNK:
+		b := make([]byte, max(st.Size, 255)+1)
+		n, err := unix.Readlinkat(dir, name, b)
+		if err != nil {
+			return f, &os.PathError{Op: "readlink", Path: full, Err: err}
+		}
+		f.Link = string(b[:n])
+	}
+	if err := f.readXattrs(dir, name); err != nil {
+		return f, &os.PathError{Op: "read xattrs of", Path: full, Err: err}
+	}
+	return f, nil
+}
+
+func (f *found) readXattrs(dir int, name string) error {
+	// The system calls on xattrs have no *at form before Linux 6.13.
+	at := "/proc/self/fd/" + strconv.Itoa(dir) + "/" + name
+	var small [256]byte
+	list, err := sized(small[:], func(b []byte) (int, error) { return unix.Llistxattr(at, b) })
+	if errors.Is(err, unix.ENOTSUP) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for k := range strings.SplitSeq(string(list), "\x00") {
+		if k == "" {
+			continue
+		}
+		switch strings.TrimPrefix(strings.TrimPrefix(k, "trusted."), "user.") {
+		case "overlay.redirect", "overlay.metacopy":
+			if f.IsDir() || f.Type() == unix.S_IFREG {
+				return fmt.Errorf("%s: the layer was written with an overlay mount that had redirect_dir or metacopy on", k)
+			}
+		}
+		if k != tree.OpaqueXattr && !Portable(k) {
+			continue
+		}
+		var small [256]byte
+		v, err := sized(small[:], func(b []byte) (int, error) { return unix.Lgetxattr(at, k, b) })
+		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if k == tree.OpaqueXattr {
+			// "x" says only that files with whiteout xattrs may be there.
+			f.opaque = string(v) == "y"
+			continue
+		}
+		if f.Xattrs == nil {
+			f.Xattrs = map[string]string{}
+		}
+		f.Xattrs[k] = string(v)
+	}
+	return nil
+}
+
+// sized calls f with buf and, while that is too small, with larger ones.
+func sized(buf []byte, f func([]byte) (int, error)) ([]byte, error) {
+	for {
+		n, err := f(buf)
+		if errors.Is(err, unix.ERANGE) && len(buf) < 1<<20 {
+			buf = make([]byte, 4*len(buf))
+			continue
+		}
+		return buf[:max(n, 0)], err
+	}
+}
+
+// openDir opens the directory name in dir to be listed.
+func openDir(dir int, name, full string) (*os.File, error) {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: full, Err: err}
+	}
+	return os.NewFile(uintptr(fd), full), nil
+}
+
+// listDir is the sorted names in d. With markers, files named ".wh.x" are left
+// out: gone are the names that they stand for, and hides says that one of them
+// makes the directory opaque.
+func listDir(d *os.File, markers bool) (names, gone []string, hides bool, err error) {
+	names, err = d.Readdirnames(-1)
+	if err != nil {
+		return nil, nil, false, err
+	}
+	if markers {
+		names = slices.DeleteFunc(names, func(n string) bool {
+			if n == opaque {
+				hides = true
+				return true
+			}
+			name, ok := strings.CutPrefix(n, whiteout)
+			if ok {
+				gone = append(gone, name)
+			}
+			return ok
+		})
+		// What is there replaces what is gone.
+		gone = slices.DeleteFunc(gone, func(n string) bool { return slices.Contains(names, n) })
+		slices.Sort(gone)
+	}
+	slices.Sort(names)
+	return names, gone, hides, nil
+}
+
+func join(dir, name string) string {
+	if dir == "/" {
+		return "/" + name
+	}
+	return dir + "/" + name
+}
