@@ -5,7 +5,6 @@ package source
 import (
 	"context"
 
-	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/llb"
 )
@@ -23,8 +22,9 @@ type Source interface {
 type Content struct {
 	// Layers of an image, lowest first. Opening their Compressed downloads.
 	Layers []oci.Layer
-	// Tree is a directory of the user's, read in place. The caller closes it.
-	Tree *tree.Tree
+	// Context is a directory of the user's, read in place. It stays the
+	// source's, which closes it.
+	Context *Context
 	// Dir is a directory that the caller may keep or move, and must remove.
 	Dir string
 }

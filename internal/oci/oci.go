@@ -44,6 +44,12 @@ type Mount struct {
 	Source  string   `json:"source,omitempty"` // device, or the bound host path
 	Target  string   `json:"target,omitempty"` // absolute, inside the root; empty for the root itself
 	Options []string `json:"options,omitempty"`
+	// Sub is the path of a directory or file in what is mounted; only that is
+	// put at Target. Symbolic links in it are resolved inside. "": all of it.
+	Sub string `json:"sub,omitempty"`
+	// Data is the content of a mount of type "file": a file in memory, owned
+	// and protected as the options "uid=", "gid=" and "mode=" say.
+	Data []byte `json:"data,omitempty"`
 }
 
 // Layer is a handle on one layer of a root filesystem. It is a value: where

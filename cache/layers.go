@@ -1,0 +1,252 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/861fb494/build/cache/layer"
+	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/oci"
+)
+
+func (s *Store) layerDir(id string) string { return filepath.Join(s.dir, "layers", id) }
+
+// readLayer reads a committed layer's metadata.
+func (s *Store) readLayer(id string) (oci.Layer, error) {
+	var l oci.Layer
+	err := readRecord(filepath.Join(s.layerDir(id), "layer.json"), &l)
+	if err == nil && l.ID != id {
+		err = &DamagedError{What: "layer " + id, Err: fmt.Errorf("it calls itself %s", l.ID)}
+	}
+	return l, err
+}
+
+// Layer is the committed layer id, with what is known of it. One that is not
+// here is an fs.ErrNotExist.
+func (s *Store) Layer(id string) (oci.Layer, error) {
+	s.mu.Lock()
+	l, ok := s.known[id]
+	s.mu.Unlock()
+	if ok {
+		return l, nil
+	}
+	l, err := s.readLayer(id)
+	if err == nil {
+		_, err = os.Lstat(s.driver.Dir(id))
+	}
+	if err != nil {
+		return oci.Layer{}, err
+	}
+	s.remember(l)
+	return l, nil
+}
+
+func (s *Store) remember(l oci.Layer) {
+	s.mu.Lock()
+	s.known[l.ID] = l
+	s.mu.Unlock()
+}
+
+// Draft is a layer that is being made.
+type Draft struct {
+	Snapshot
+	ID    string
+	store *Store
+	done  bool
+}
+
+func ids(chain []oci.Layer) []string {
+	out := make([]string, len(chain))
+	for i, l := range chain {
+		out[i] = l.ID
+	}
+	return out
+}
+
+// Prepare begins a layer upon chain, whose layers are all here. The draft is
+// to be committed or discarded.
+func (s *Store) Prepare(ctx context.Context, chain []oci.Layer) (*Draft, error) {
+	return s.prepare(ctx, s.newID(), chain)
+}
+
+// PreparePulled begins the layer id of an image upon nothing, or upon chain for
+// a layer that links to files of lower ones. The caller holds the lock
+// "layer-<id>".
+func (s *Store) PreparePulled(ctx context.Context, id string, chain []oci.Layer) (*Draft, error) {
+	// What a killed process left of it.
+	if err := s.driver.Remove(ctx, id); err != nil {
+		return nil, err
+	}
+	return s.prepare(ctx, id, chain)
+}
+
+func (s *Store) prepare(ctx context.Context, id string, chain []oci.Layer) (*Draft, error) {
+	if err := s.lease.hold(id); err != nil {
+		return nil, fmt.Errorf("prepare a layer: %w", err)
+	}
+	snap, err := s.driver.Prepare(ctx, id, ids(chain))
+	if err != nil {
+		s.lease.drop(id)
+		return nil, fmt.Errorf("prepare a layer: %w", err)
+	}
+	return &Draft{Snapshot: snap, ID: id, store: s}, nil
+}
+
+// Discard removes the draft, unless it has been committed. Safe to defer.
+func (d *Draft) Discard() {
+	if d.done {
+		return
+	}
+	d.done = true
+	d.Tree.Close()
+	// Not the build's context: that may be why it is discarded.
+	if err := d.store.driver.Remove(context.Background(), d.ID); err == nil {
+		d.store.lease.drop(d.ID)
+	}
+}
+
+// Commit lists what the draft changes, hashes it and makes it a layer. known
+// gives content digests, by path, of files that need not be read again.
+func (d *Draft) Commit(ctx context.Context, known map[string]oci.Digest) (oci.Layer, error) {
+	s := d.store
+	if err := d.Tree.Close(); err != nil {
+		return oci.Layer{}, fmt.Errorf("commit layer: %w", err)
+	}
+	var changes []tree.Change
+	for c, err := range s.driver.Changes(ctx, d.ID) {
+		if err != nil {
+			return oci.Layer{}, fmt.Errorf("list what a step changed: %w", err)
+		}
+		if dg, ok := known[c.Path]; ok && c.HardLink == "" {
+			c.Digest = dg
+		}
+		changes = append(changes, c)
+	}
+	if err := s.driver.Commit(ctx, d.ID); err != nil {
+		return oci.Layer{}, fmt.Errorf("commit layer: %w", err)
+	}
+	if err := layer.Hash(ctx, changes, s.driver.Dir(d.ID), hashers); err != nil {
+		return oci.Layer{}, fmt.Errorf("hash layer: %w", err)
+	}
+	l := oci.Layer{ID: d.ID, Content: layer.Digest(changes), Created: s.now().UTC().Truncate(time.Microsecond)}
+	return d.finish(l, changes)
+}
+
+// hashers is how many files are hashed at once: more threads than disks answer.
+const hashers = 4
+
+// CommitPulled makes the draft the pulled layer l, whose changes were listed as
+// it was unpacked.
+func (d *Draft) CommitPulled(ctx context.Context, l oci.Layer, changes []tree.Change) (oci.Layer, error) {
+	if err := d.Tree.Close(); err != nil {
+		return oci.Layer{}, fmt.Errorf("commit layer: %w", err)
+	}
+	if err := d.store.driver.Commit(ctx, d.ID); err != nil {
+		return oci.Layer{}, fmt.Errorf("commit layer: %w", err)
+	}
+	return d.finish(l, changes)
+}
+
+// finish writes what is known of the layer; the metadata is what makes it
+// committed, so it comes last.
+func (d *Draft) finish(l oci.Layer, changes []tree.Change) (oci.Layer, error) {
+	s, dir := d.store, d.store.layerDir(d.ID)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return l, fmt.Errorf("commit layer: %w", err)
+	}
+	f, err := os.Create(filepath.Join(dir, "entries"))
+	if err != nil {
+		return l, fmt.Errorf("commit layer: %w", err)
+	}
+	err = layer.WriteEntries(f, changes)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = writeRecord(filepath.Join(dir, "layer.json"), l)
+	}
+	if err != nil {
+		return l, fmt.Errorf("commit layer: %w", err)
+	}
+	d.done = true
+	s.lease.drop(d.ID)
+	s.remember(l)
+	return l, nil
+}
+
+// View is a chain to be read; its layers are all here. The caller closes its Tree.
+func (s *Store) View(ctx context.Context, chain []oci.Layer) (Snapshot, error) {
+	return s.driver.View(ctx, ids(chain))
+}
+
+// Entries lists what a committed layer changes, as recorded with it.
+func (s *Store) Entries(id string) iter.Seq2[tree.Change, error] {
+	return func(yield func(tree.Change, error) bool) {
+		f, err := os.Open(filepath.Join(s.layerDir(id), "entries"))
+		if err != nil {
+			yield(tree.Change{}, err)
+			return
+		}
+		defer f.Close()
+		for c, err := range layer.ReadEntries(f) {
+			if !yield(c, err) {
+				return
+			}
+		}
+	}
+}
+
+// Tar opens the uncompressed tar of a layer that was built here: the same bytes
+// each time.
+func (s *Store) Tar(ctx context.Context, id string) (io.ReadCloser, error) {
+	if _, err := s.Layer(id); err != nil {
+		return nil, fmt.Errorf("open layer %s: %w", id, err)
+	}
+	pr, pw := io.Pipe()
+	go func() {
+		_, err := layer.Write(ctx, pw, s.Entries(id), s.driver.Dir(id), layer.Options{})
+		pw.CloseWithError(err)
+	}()
+	return pr, nil
+}
+
+// Seal gives a layer its diff ID and tar size, which are kept once somebody has
+// asked for them.
+func (s *Store) Seal(ctx context.Context, id string) (oci.Layer, error) {
+	l, err := s.Layer(id)
+	if err != nil || l.DiffID != "" {
+		return l, err
+	}
+	h := digest.SHA256.Digester()
+	l.TarSize, err = layer.Write(ctx, h.Hash(), s.Entries(id), s.driver.Dir(id), layer.Options{})
+	if err != nil {
+		return l, fmt.Errorf("hash the tar of layer %s: %w", id, err)
+	}
+	l.DiffID = h.Digest()
+	if err := writeRecord(filepath.Join(s.layerDir(id), "layer.json"), l); err != nil {
+		return l, err
+	}
+	s.remember(l)
+	return l, nil
+}
+
+// RemoveLayer deletes a layer: metadata first, so that it is gone for every
+// other process before its files are.
+func (s *Store) RemoveLayer(ctx context.Context, id string) error {
+	s.mu.Lock()
+	delete(s.known, id)
+	s.mu.Unlock()
+	if err := os.RemoveAll(s.layerDir(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove layer %s: %w", id, err)
+	}
+	return s.driver.Remove(ctx, id)
+}

@@ -1,0 +1,178 @@
+package cache
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/861fb494/build/internal/oci"
+)
+
+// Record is what is kept of a step: its result, and the ingredients of its key.
+type Record struct {
+	Key     oci.Digest      `json:"key"`
+	Place   string          `json:"place,omitempty"`
+	Parts   []Part          `json:"parts,omitempty"`
+	Result  json.RawMessage `json:"result"`
+	Layers  []oci.Layer     `json:"layers"` // what the result needs to be here
+	Created time.Time       `json:"created"`
+	Expires time.Time       `json:"expires,omitzero"`
+}
+
+// Part is one ingredient of a key: a name, and its digest or a short value.
+type Part struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// DamagedError is the error for a record or a layer that is not what was
+// written. It is a miss with a reason.
+type DamagedError struct {
+	What string
+	Err  error
+}
+
+func (e *DamagedError) Error() string { return fmt.Sprintf("%s is damaged: %v", e.What, e.Err) }
+func (e *DamagedError) Unwrap() error { return e.Err }
+
+// sealRecord adds the checksum line that openRecord checks: the text, a
+// newline, "blake3:" and the hash of the text, a newline.
+func sealRecord(text []byte) []byte {
+	sum := blake3.Sum256(text)
+	return append(append(append(text, "\nblake3:"...), hex.EncodeToString(sum[:])...), '\n')
+}
+
+func openRecord(b []byte) ([]byte, error) {
+	const tail = len("\nblake3:") + 64 + 1
+	if len(b) < tail {
+		return nil, errors.New("too short")
+	}
+	text := b[:len(b)-tail]
+	if !bytes.Equal(sealRecord(bytes.Clone(text)), b) {
+		return nil, errors.New("checksum differs")
+	}
+	return text, nil
+}
+
+func readRecord(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	text, err := openRecord(b)
+	if err == nil {
+		err = json.Unmarshal(text, v)
+	}
+	if err != nil {
+		return &DamagedError{What: path, Err: err}
+	}
+	return nil
+}
+
+func writeRecord(path string, v any) error {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	text = sealRecord(text)
+	err = writeFile(path, text)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
+			err = writeFile(path, text)
+		}
+	}
+	return err
+}
+
+func (s *Store) stepPath(key oci.Digest) string {
+	hex := key.Encoded()
+	return filepath.Join(s.dir, "steps", hex[:2], hex)
+}
+
+func (s *Store) placePath(place string) string {
+	sum := blake3.Sum256([]byte(place))
+	return filepath.Join(s.dir, "places", hex.EncodeToString(sum[:16]))
+}
+
+// Step is the record under key. One that is not there is an fs.ErrNotExist; one
+// whose layers are gone, or that is damaged, is removed and a *DamagedError.
+func (s *Store) Step(key oci.Digest) (*Record, error) {
+	path := s.stepPath(key)
+	var r Record
+	err := readRecord(path, &r)
+	if err == nil && r.Key != key {
+		err = &DamagedError{What: path, Err: fmt.Errorf("it is of another step, %s", r.Key)}
+	}
+	if err == nil {
+		err = s.present(r.Layers)
+	}
+	var damaged *DamagedError
+	if errors.As(err, &damaged) {
+		os.Remove(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !r.Expires.IsZero() && s.now().After(r.Expires) {
+		return nil, fmt.Errorf("expired %s: %w", r.Expires.Format(time.DateTime), fs.ErrNotExist)
+	}
+	return &r, nil
+}
+
+// PutStep records r under its key, and as the last of its place.
+func (s *Store) PutStep(r Record) error {
+	if r.Created.IsZero() {
+		r.Created = s.now().UTC()
+	}
+	if err := writeRecord(s.stepPath(r.Key), r); err != nil {
+		return err
+	}
+	if r.Place == "" {
+		return nil
+	}
+	return writeRecord(s.placePath(r.Place), place{Place: r.Place, Key: r.Key})
+}
+
+type place struct {
+	Place string     `json:"place"`
+	Key   oci.Digest `json:"key"`
+}
+
+// Last is the record written last for a place, whether or not its layers are
+// still here. None is an fs.ErrNotExist.
+func (s *Store) Last(of string) (*Record, error) {
+	var p place
+	if err := readRecord(s.placePath(of), &p); err != nil {
+		return nil, err
+	}
+	if p.Place != of {
+		return nil, fs.ErrNotExist
+	}
+	var r Record
+	if err := readRecord(s.stepPath(p.Key), &r); err != nil {
+		return nil, err
+	}
+	return &r, nil
+}
+
+// present reports layers that were built here and are gone. Pulled layers can
+// be fetched again.
+func (s *Store) present(layers []oci.Layer) error {
+	for _, l := range layers {
+		if l.Blob != nil {
+			continue
+		}
+		if _, err := s.Layer(l.ID); err != nil {
+			return &DamagedError{What: "layer " + l.ID, Err: err}
+		}
+	}
+	return nil
+}
