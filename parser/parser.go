@@ -88,6 +88,9 @@ func Parse(name string, data []byte) (*File, error) {
 // makes them anew, since expanding variables changes them. What the rules of
 // lint find on the way is given to lint, which may be nil.
 func (f *File) Instructions(lint *linter.Linter) ([]Stage, []instructions.ArgCommand, error) {
+	if lint == nil {
+		lint = linter.New(&linter.Config{}) // says nothing; a nil one cannot read "# check=" above an instruction
+	}
 	for _, at := range f.blank {
 		lint.Run(&linter.RuleNoEmptyContinuation, []Range{at}, linter.RuleNoEmptyContinuation.Format())
 	}
@@ -138,9 +141,13 @@ func (f *File) Trigger(text string, at []Range) (Instruction, error) {
 	if err != nil {
 		return Instruction{}, err
 	}
-	c, err := instructions.ParseCommand(n)
+	parsed, err := instructions.ParseInstructionWithLinter(n, linter.New(&linter.Config{}))
 	if err != nil {
 		return Instruction{}, unlocated(err)
+	}
+	c, ok := parsed.(instructions.Command)
+	if !ok {
+		return Instruction{}, fmt.Errorf("%s isn't allowed as an ONBUILD trigger", n.Value)
 	}
 	return Instruction{Command: c, Run: run}, nil
 }

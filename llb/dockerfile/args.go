@@ -11,6 +11,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 
+	"github.com/861fb494/build/llb"
 	"github.com/861fb494/build/parser"
 )
 
@@ -57,6 +58,11 @@ func (l *lowering) configure() error {
 	}
 	if v := l.args["BUILDKIT_SANDBOX_HOSTNAME"]; v != "" {
 		l.opts.Hostname = v
+	}
+	switch n := l.opts.Network; n {
+	case "", llb.NetworkDefault, llb.NetworkNone, llb.NetworkHost:
+	default:
+		return fmt.Errorf("invalid network mode %q: want default, none or host", n)
 	}
 	l.setPlatforms()
 	l.proxy = proxyEnv(l.args)

@@ -255,19 +255,41 @@ func (l *lowering) start(s *stage) (state, error) {
 			}
 		}
 		st.dir = "/"
-		if r.source.Scheme == llb.Local {
+		switch r.source.Scheme {
+		case llb.Local:
 			st.local = r.source.Ref
-		} else {
+		case llb.Git, llb.HTTP:
+			st.root, st.bare = l.fromNode(s, r), true
+		default:
 			st.root = l.fromNode(s, r)
 		}
 	}
 	if s.external || s.replaced {
 		return st, nil
 	}
-	if st.local != "" {
-		st.root, st.local = l.local(s, st.local, llb.Select{}, s.Location), ""
+	return l.useConfig(s, l.layered(s, st))
+}
+
+// layered is st as something to build upon. What is no image has no layers: its
+// files are copied into one.
+func (l *lowering) layered(s *stage, st state) state {
+	if st.local == "" && !st.bare {
+		return st
 	}
-	return l.useConfig(s, st)
+	from := st.root
+	if st.local != "" {
+		from = l.local(s, st.local, llb.Select{}, s.Location)
+	}
+	all := llb.Copy{Input: 1, Sources: []string{"/"}, Dest: "/"}
+	st.root = l.node(s, 0, s.Location, llb.File{Actions: []llb.Action{all}},
+		llb.Meta{Name: "[internal] FROM " + s.BaseName}, l.empty(s), from)
+	st.local, st.bare = "", false
+	return st.commit("FROM "+s.BaseName, true, l.epoch)
+}
+
+// empty is an empty tree.
+func (l *lowering) empty(s *stage) *llb.Node {
+	return l.node(s, 0, nil, llb.Source{Scheme: llb.Scratch}, llb.Meta{Name: "[internal] " + scratch, Internal: true})
 }
 
 // fromNode is the node of a base that is no directory of the user's.
@@ -283,16 +305,15 @@ func (l *lowering) fromNode(s *stage, r resolution) *llb.Node {
 	if !r.unpack {
 		return n
 	}
-	empty := l.node(s, 0, s.Location, llb.Source{Scheme: llb.Scratch}, llb.Meta{Name: "[internal] scratch", Internal: true})
 	unpack := llb.Copy{Input: 1, Sources: []string{"/" + r.source.Filename}, Dest: "/", Unpack: true}
 	return l.node(s, 0, s.Location, llb.File{Actions: []llb.Action{unpack}},
-		llb.Meta{Name: "[context] unpack " + r.source.Ref}, empty, n)
+		llb.Meta{Name: "[context] unpack " + r.source.Ref}, l.empty(s), n)
 }
 
 // useConfig puts what the base's configuration says into the state.
 func (l *lowering) useConfig(s *stage, st state) (state, error) {
 	c := &st.image.Config
-	if _, ok := env(c.Env).Get("PATH"); !ok && s.platform.OS != "windows" {
+	if _, ok := env(c.Env).Get("PATH"); !ok && s.platform.OS != windows {
 		c.Env = append(slices.Clip(c.Env), "PATH="+defaultPath)
 	}
 	for _, kv := range c.Env {
@@ -300,8 +321,7 @@ func (l *lowering) useConfig(s *stage, st state) (state, error) {
 		st.env = st.env.set(k, v)
 	}
 	if c.WorkingDir != "" {
-		c.WorkingDir = joinWorkdir(c.WorkingDir, c.WorkingDir)
-		st.dir = cleanDir(c.WorkingDir)
+		c.WorkingDir, st.dir = joinWorkdir(s.platform.OS, c.WorkingDir, c.WorkingDir)
 	}
 	return st, nil
 }

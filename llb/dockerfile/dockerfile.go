@@ -176,10 +176,8 @@ func (l *lowering) run(ctx context.Context) error {
 // finish puts on the target's configuration what is not of the Dockerfile.
 func (l *lowering) finish() {
 	t := l.target
+	t.state = l.layered(t, t.state)
 	s := &t.state
-	if s.local != "" {
-		s.root = l.local(t, s.local, llb.Select{}, nil)
-	}
 	if len(l.opts.Labels) > 0 {
 		s.image.Config.Labels = merged(s.image.Config.Labels, l.opts.Labels)
 	}

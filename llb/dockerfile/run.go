@@ -39,6 +39,9 @@ func (x *step) run(s state, c *instructions.RunCommand) (state, error) {
 	if err != nil {
 		return s, err
 	}
+	if len(args) == 0 {
+		return s, errors.New("RUN needs a command")
+	}
 	if script != nil {
 		inputs = append(inputs, x.internal("preparing inline document",
 			llb.File{Actions: []llb.Action{*script}}, x.scratch()))

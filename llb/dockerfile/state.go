@@ -18,6 +18,7 @@ import (
 type state struct {
 	root  *llb.Node // the root filesystem
 	local string    // instead of root: the user's directory of that name
+	bare  bool      // root is a tree from outside that no layer holds
 	image oci.Image
 	env   env    // what RUN sees and what variables are looked up in: ENV and ARG
 	dir   string // of RUN, absolute
@@ -132,12 +133,17 @@ func cloneImage(img oci.Image) oci.Image {
 // defaultPath is what PATH is where an image does not set it.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+// windows images are only put together here: no RUN is possible.
+const windows = "windows"
+
 // emptyImage is the configuration of scratch.
 func emptyImage(p oci.Platform) oci.Image {
 	var img oci.Image
 	setPlatform(&img, p)
 	img.RootFS.Type = "layers"
 	img.Config.WorkingDir = "/"
-	img.Config.Env = []string{"PATH=" + defaultPath}
+	if p.OS != windows {
+		img.Config.Env = []string{"PATH=" + defaultPath}
+	}
 	return img
 }

@@ -158,7 +158,7 @@ func (x *step) internal(name string, op llb.Op, inputs ...*llb.Node) *llb.Node {
 
 // scratch is an empty tree.
 func (x *step) scratch() *llb.Node {
-	return x.internal(scratch, llb.Source{Scheme: llb.Scratch})
+	return x.empty(x.stage)
 }
 
 // input is what a stage yields, or of a directory of the user's what sel
