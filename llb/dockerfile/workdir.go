@@ -38,7 +38,7 @@ func joinWorkdir(os, current, wd string) (config, dir string) {
 	}
 	dir = path.Join("/", wd)
 	if os == windows {
-		wd = strings.ReplaceAll(dir, "/", `\\`)
+		wd = strings.ReplaceAll(dir, "/", `\`)
 	}
 	return wd, dir
 }
@@ -48,7 +48,7 @@ func toSlash(os, p string) string {
 	if os != windows {
 		return p
 	}
-	p = strings.ReplaceAll(p, `\\`, "/")
+	p = strings.ReplaceAll(p, `\`, "/")
 	if len(p) >= 2 && p[1] == ':' && strings.EqualFold(p[:1], "c") {
 		p = p[2:]
 	}
