@@ -59,17 +59,17 @@ func watch(r io.Reader, w io.Writer, strict bool) error {
 		case e.Action == "output" && e.Test == "" && e.Output == "PASS\n":
 			// go test leaves it out where it names the package next.
 		case e.Action == "build-output", e.Action == "output" && e.Test == "":
-			io.WriteString(w, e.Output)
+			fmt.Fprint(w, e.Output)
 		case e.Action == "output":
 			output[key] += e.Output
 		case e.Action == "skip" && e.Test != "":
 			skipped++
 			if strict {
-				io.WriteString(w, output[key])
+				fmt.Fprint(w, output[key])
 			}
 			delete(output, key)
 		case e.Action == "fail" && e.Test != "":
-			io.WriteString(w, output[key])
+			fmt.Fprint(w, output[key])
 			delete(output, key)
 		case e.Action == "pass":
 			delete(output, key)
@@ -77,7 +77,7 @@ func watch(r io.Reader, w io.Writer, strict bool) error {
 			// A test that never ended: the program crashed or ran out of time.
 			for k, text := range output {
 				if k[0] == e.Package {
-					io.WriteString(w, text)
+					fmt.Fprint(w, text)
 					delete(output, k)
 				}
 			}

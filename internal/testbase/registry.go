@@ -61,8 +61,8 @@ http: {addr: %q}
 
 // Close ends the registry; its data stays.
 func (r *Registry) Close() {
-	r.cmd.Process.Kill()
-	r.cmd.Wait()
+	_ = r.cmd.Process.Kill() // it may have ended by itself
+	_ = r.cmd.Wait()         // "signal: killed"
 }
 
 // freeAddr is an address on loopback that nobody listened on just now.
