@@ -50,7 +50,10 @@ type instruction struct {
 
 // label is how Meta names the stage.
 func (s *stage) label() string {
-	if s.Name != "" || s.external {
+	if s.external {
+		return s.BaseName
+	}
+	if s.Name != "" {
 		return s.Name
 	}
 	return strconv.Itoa(s.index)
