@@ -1,0 +1,49 @@
+package display
+
+import (
+	"sync"
+	"time"
+
+	"github.com/861fb494/build/internal/progress"
+)
+
+// quietBytes is how much of each step's output is kept for a Failure.
+const quietBytes = 1 << 20
+
+// Quiet shows nothing. Since the output was not shown, Output gives much more
+// of it than other displays do: the last MiB.
+func Quiet() Display { return &quiet{tracker: newTracker(time.Time{}, quietBytes)} }
+
+type quiet struct {
+	mu      sync.Mutex
+	tracker *tracker
+}
+
+func (q *quiet) Emit(e progress.Event) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch e := e.(type) {
+	case progress.Started:
+		q.tracker.start(e, e.Time)
+	case progress.Log:
+		s, _ := q.tracker.find(e.Step, e.Time)
+		s.output.add(e.Data)
+	case progress.Done:
+		s, _ := q.tracker.find(e.Step, e.Time)
+		q.tracker.end(s, e, e.Time)
+		if e.Err == nil {
+			s.output.data = nil
+		}
+	}
+}
+
+func (q *quiet) Output(id progress.Step) Output {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if s, ok := q.tracker.steps[id]; ok {
+		return s.output.last(0)
+	}
+	return Output{}
+}
+
+func (q *quiet) Close() error { return nil }

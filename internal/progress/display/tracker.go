@@ -1,0 +1,157 @@
+package display
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/861fb494/build/internal/progress"
+)
+
+// tracker is what the events so far say. Its displays guard it.
+type tracker struct {
+	began    time.Time
+	steps    map[progress.Step]*step
+	warnings []progress.Warning
+
+	// Numbers of steps; internal ones count if they fail.
+	shown, ended, cached, failed, stopped int
+
+	keep int // bytes of a running step's output that are kept
+}
+
+func newTracker(now time.Time, keep int) *tracker {
+	return &tracker{began: now, steps: map[progress.Step]*step{}, keep: keep}
+}
+
+// step is one step, or one time it was done.
+type step struct {
+	id       progress.Step
+	number   int // from 1, in the order in which steps are shown; 0: not shown
+	name     string
+	internal bool
+	began    time.Time
+	counters []*counter
+	output   record
+
+	done   bool
+	result progress.Done
+}
+
+// counter is a Counter with its history.
+type counter struct {
+	progress.Counter
+	began   time.Time // of the first event
+	first   int64     // what it said
+	printed time.Time
+}
+
+// start takes in e and returns its step, and whether it is new. A step that
+// comes again after it has ended is a new one.
+func (t *tracker) start(e progress.Started, now time.Time) (*step, bool) {
+	if s, ok := t.steps[e.Step]; ok && !s.done {
+		return s, false
+	}
+	s := &step{id: e.Step, name: oneLine(e.Name), internal: e.Internal, began: e.Time, output: record{limit: t.keep}}
+	if s.name == "" {
+		s.name = shortID(e.Step)
+	}
+	if e.Platform != "" && !strings.Contains(s.name, e.Platform) {
+		s.name = "[" + e.Platform + "] " + s.name
+	}
+	if s.began.IsZero() {
+		s.began = now
+	}
+	t.steps[e.Step] = s
+	if !s.internal {
+		t.show(s)
+	}
+	return s, true
+}
+
+// find is the step that an event is about; one never announced is made up.
+func (t *tracker) find(id progress.Step, now time.Time) (s *step, isNew bool) {
+	if s, ok := t.steps[id]; ok {
+		return s, false
+	}
+	return t.start(progress.Started{Step: id}, now)
+}
+
+// show gives s a number.
+func (t *tracker) show(s *step) {
+	if s.number == 0 {
+		t.shown++
+		s.number = t.shown
+	}
+}
+
+// end takes in e, which ends s.
+func (t *tracker) end(s *step, e progress.Done, now time.Time) {
+	if e.Time.IsZero() {
+		e.Time = now
+	}
+	s.done, s.result = true, e
+	stopped := isStopped(e.Err)
+	if e.Err != nil && !stopped {
+		t.show(s)
+		t.failed++
+	}
+	if s.number == 0 {
+		return
+	}
+	t.ended++
+	switch {
+	case stopped:
+		t.stopped++
+	case e.Cached:
+		t.cached++
+	}
+}
+
+// count takes in e.
+func (t *tracker) count(s *step, e progress.Counter, now time.Time) *counter {
+	if e.Time.IsZero() {
+		e.Time = now
+	}
+	for _, c := range s.counters {
+		if c.Name == e.Name {
+			c.Counter = e
+			return c
+		}
+	}
+	c := &counter{Counter: e, began: e.Time, first: e.Current, printed: e.Time}
+	s.counters = append(s.counters, c)
+	return c
+}
+
+// warn takes in w once.
+func (t *tracker) warn(w progress.Warning) {
+	same := func(v progress.Warning) bool {
+		return v.Rule == w.Rule && v.Message == w.Message && v.Position == w.Position
+	}
+	if !slices.ContainsFunc(t.warnings, same) {
+		t.warnings = append(t.warnings, w)
+	}
+}
+
+func isStopped(err error) bool {
+	return errors.Is(err, context.Canceled)
+}
+
+func shortID(id progress.Step) string {
+	s := string(id)
+	if _, hex, ok := strings.Cut(s, ":"); ok {
+		s = hex
+	}
+	return s[:min(len(s), 12)]
+}
+
+// oneLine is s with each run of white space and control characters as one space.
+func oneLine(s string) string {
+	return strings.Join(strings.FieldsFunc(s, func(r rune) bool {
+		return unicode.IsSpace(r) || unicode.IsControl(r) || isBidi(r)
+	}), " ")
+}
