@@ -22,6 +22,8 @@ var (
 	ErrRateLimited = errors.New("too many requests")
 	// ErrUnreachable: nobody answered at the registry's address.
 	ErrUnreachable = errors.New("cannot be reached")
+	// ErrSchema1: the image is in a form that Docker gave up.
+	ErrSchema1 = errors.New("the manifest is of Docker's schema 1, which is not supported; pull and push it with a recent Docker to convert it")
 )
 
 // DigestError is content that is not what it was asked for as.
@@ -100,7 +102,7 @@ func classify(e endpoint, action string, err error) (kind error, text string) {
 	var cert *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
 	switch {
-	case errors.As(err, &digest):
+	case errors.As(err, &digest), errors.Is(err, ErrSchema1):
 		return nil, err.Error()
 	case unreachable(err):
 		return ErrUnreachable, fmt.Sprintf("%s cannot be reached: %v", e.name, err)

@@ -88,6 +88,9 @@ func (e endpoint) head(ctx context.Context, ref oci.Reference) (oci.Descriptor, 
 	if ref.Digest != "" {
 		desc.Digest = ref.Digest
 	}
+	if isSchema1(desc.MediaType) {
+		return desc, ErrSchema1
+	}
 	if desc.Digest.Validate() != nil || desc.Size <= 0 || desc.MediaType == "" {
 		_, desc, err = e.manifest(ctx, ref)
 	}
@@ -117,6 +120,9 @@ func (e endpoint) manifest(ctx context.Context, ref oci.Reference) ([]byte, oci.
 		return nil, desc, err
 	}
 	defer resp.Body.Close()
+	if isSchema1(mediaType(resp.Header)) {
+		return nil, desc, ErrSchema1 // its digest is not that of its bytes
+	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
 	if err != nil {
 		return nil, desc, err
@@ -345,6 +351,10 @@ func checkRef(ref oci.Reference) error {
 		return fmt.Errorf("image %s: neither tag nor digest", ref.Familiar())
 	}
 	return nil
+}
+
+func isSchema1(mediaType string) bool {
+	return mediaType == string(types.DockerManifestSchema1) || mediaType == string(types.DockerManifestSchema1Signed)
 }
 
 func mediaType(h http.Header) string {

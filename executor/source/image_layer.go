@@ -1,0 +1,272 @@
+package source
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/861fb494/build/cache/image"
+	"github.com/861fb494/build/internal/oci"
+)
+
+// layers are handles on the layers of img, which ref names.
+func (m *Images) layers(ref oci.Reference, img Image) ([]oci.Layer, error) {
+	blobs, ids := img.Manifest.Layers, img.Config.RootFS.DiffIDs
+	if len(blobs) != len(ids) {
+		return nil, fmt.Errorf("image %s: %d layers in the manifest, %d in the configuration", ref.Familiar(), len(blobs), len(ids))
+	}
+	out := make([]oci.Layer, len(blobs))
+	for i, b := range blobs {
+		if err := ids[i].Validate(); err != nil {
+			return nil, fmt.Errorf("image %s: layer %d: diff ID: %w", ref.Familiar(), i+1, err)
+		}
+		if err := b.Digest.Validate(); err != nil {
+			return nil, fmt.Errorf("image %s: layer %d: %w", ref.Familiar(), i+1, err)
+		}
+		if strings.HasSuffix(b.MediaType, "+encrypted") {
+			return nil, fmt.Errorf("image %s: layer %d is encrypted, which is not supported", ref.Familiar(), i+1)
+		}
+		out[i] = m.layer(ref, b, ids[i])
+	}
+	return out, nil
+}
+
+func (m *Images) layer(ref oci.Reference, b oci.Descriptor, diffID oci.Digest) oci.Layer {
+	if b.Digest == diffID && m.o.Built != nil {
+		// A layer made here stands in its manifest as the tar, without a blob.
+		if l, ok := m.o.Built(diffID); ok {
+			return l
+		}
+	}
+	l := oci.Layer{
+		ID:      strings.Replace(diffID.String(), ":", "-", 1),
+		Content: diffID, DiffID: diffID, Blob: &b, Origin: ref.String(),
+	}
+	if b.Digest == diffID {
+		l.TarSize = b.Size
+	}
+	l.Compressed = func(ctx context.Context) (io.ReadCloser, error) { return m.blob(ctx, ref, b) }
+	l.Tar = func(ctx context.Context) (io.ReadCloser, error) {
+		r, err := m.blob(ctx, ref, b)
+		if err != nil {
+			return nil, err
+		}
+		return newTar(r, diffID)
+	}
+	return l
+}
+
+// blob opens a blob, verified: its reader fails in place of io.EOF where the
+// bytes are wrong. It comes from the store, else from the registry and into the
+// store on its way. An error that wraps image.ErrDamaged says that the store's
+// copy is bad; the next call fetches the blob anew.
+func (m *Images) blob(ctx context.Context, ref oci.Reference, d oci.Descriptor) (io.ReadCloser, error) {
+	m.mu.Lock()
+	damaged := m.damaged[d.Digest]
+	m.mu.Unlock()
+	if !damaged && m.store.Renew(d) {
+		r, err := m.store.Open(d.Digest)
+		if err == nil {
+			return &stored{ReadCloser: r, m: m, digest: d.Digest}, nil
+		}
+		if !errors.Is(err, image.ErrNotFound) {
+			return nil, err
+		}
+	}
+	if m.o.Offline {
+		return nil, fmt.Errorf("layer %s of %s: %w here, and registries are not asked (offline)", d.Digest, ref.Familiar(), image.ErrNotFound)
+	}
+	r, err := m.download(ctx, ref, d)
+	if err != nil {
+		return nil, err
+	}
+	w, err := m.store.Ingest(ctx)
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	return &download{m: m, r: r, w: w, desc: d, repository: ref.Repository()}, nil
+}
+
+// download asks ref's registry and then, for an image that was named anew here,
+// wherever the blob is known to be.
+func (m *Images) download(ctx context.Context, ref oci.Reference, d oci.Descriptor) (io.ReadCloser, error) {
+	var failed error
+	for _, repository := range append([]string{ref.Repository()}, m.store.Origins(d.Digest)...) {
+		at, err := oci.ParseReference(repository + "@" + ref.Digest.String())
+		if err != nil {
+			continue
+		}
+		r, err := m.client.Blob(ctx, at, d)
+		if err == nil {
+			return r, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if failed == nil {
+			failed = err
+		}
+	}
+	return nil, failed
+}
+
+// stored reads a blob of the store, and remembers if it is damaged.
+type stored struct {
+	io.ReadCloser
+	m      *Images
+	digest oci.Digest
+}
+
+func (s *stored) Read(p []byte) (int, error) {
+	n, err := s.ReadCloser.Read(p)
+	if errors.Is(err, image.ErrDamaged) {
+		s.m.mu.Lock()
+		s.m.damaged[s.digest] = true
+		s.m.mu.Unlock()
+	}
+	return n, err
+}
+
+// download reads a registry's blob and puts it into the store at its end.
+type download struct {
+	m          *Images
+	r          io.ReadCloser
+	w          *image.Writer
+	desc       oci.Descriptor
+	repository string
+	told       time.Time // when Progress was last called
+	done       bool
+}
+
+func (d *download) Read(p []byte) (int, error) {
+	if d.done {
+		return 0, io.EOF
+	}
+	n, err := d.r.Read(p)
+	if _, werr := d.w.Write(p[:n]); werr != nil {
+		return n, werr
+	}
+	if err == io.EOF {
+		if err := d.finish(); err != nil {
+			return n, err
+		}
+		d.done = true
+	}
+	d.tell(err == io.EOF)
+	return n, err
+}
+
+func (d *download) finish() error {
+	if err := d.w.Commit(d.desc); err != nil {
+		return err
+	}
+	d.m.mu.Lock()
+	delete(d.m.damaged, d.desc.Digest)
+	d.m.mu.Unlock()
+	return d.m.store.AddOrigin(d.desc.Digest, d.repository)
+}
+
+func (d *download) tell(end bool) {
+	if f := d.m.o.Progress; f != nil {
+		if now := time.Now(); end || now.Sub(d.told) > 100*time.Millisecond {
+			d.told = now
+			f(d.desc, d.w.Size(), end)
+		}
+	}
+}
+
+func (d *download) Close() error {
+	return errors.Join(d.r.Close(), d.w.Close())
+}
+
+// tarReader decompresses a layer and verifies its diff ID at the end.
+type tarReader struct {
+	blob  io.ReadCloser
+	in    *bufio.Reader // blob
+	r     io.Reader     // the tar, from in
+	close func()        // of the decompressor
+	want  oci.Digest
+	hash  hash.Hash
+	err   error
+}
+
+// newTar recognises gzip, zstd and plain tars by their first bytes, since media
+// types are not always right. It closes blob if it fails.
+func newTar(blob io.ReadCloser, diffID oci.Digest) (io.ReadCloser, error) {
+	t := &tarReader{
+		blob: blob, in: bufio.NewReaderSize(blob, 1<<17), close: func() {},
+		want: diffID, hash: diffID.Algorithm().Hash(),
+	}
+	head, err := t.in.Peek(4)
+	if err != nil && err != io.EOF {
+		blob.Close()
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
+		z, err := gzip.NewReader(t.in)
+		if err != nil {
+			blob.Close()
+			return nil, fmt.Errorf("layer %s: %w", diffID, err)
+		}
+		t.r = z
+	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}), len(head) == 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:], []byte{0x2a, 0x4d, 0x18}):
+		// The largest window that zstd itself makes without --ultra --long=31.
+		z, err := zstd.NewReader(t.in, zstd.WithDecoderMaxWindow(128<<20))
+		if err != nil {
+			blob.Close()
+			return nil, fmt.Errorf("layer %s: %w", diffID, err)
+		}
+		t.r, t.close = z, z.Close
+	default:
+		t.r = t.in
+	}
+	return t, nil
+}
+
+func (t *tarReader) Read(p []byte) (int, error) {
+	if t.err != nil {
+		return 0, t.err
+	}
+	n, err := t.r.Read(p)
+	t.hash.Write(p[:n])
+	switch err {
+	case nil:
+	case io.EOF:
+		t.err = t.verify()
+	default:
+		t.err = fmt.Errorf("layer %s: %w", t.want, err)
+	}
+	return n, t.err
+}
+
+// verify is io.EOF if all is as it should be. The blob is read to its end, past
+// what the decompressor needed: only there it is verified itself.
+func (t *tarReader) verify() error {
+	if _, err := io.Copy(io.Discard, t.in); err != nil {
+		return fmt.Errorf("layer %s: %w", t.want, err)
+	}
+	if got := digest.NewDigest(t.want.Algorithm(), t.hash); got != t.want {
+		return fmt.Errorf("layer %s: decompressed it has digest %s", t.want, got)
+	}
+	return io.EOF
+}
+
+func (t *tarReader) Close() error {
+	t.close()
+	if t.err == nil {
+		t.err = errors.New("layer is closed")
+	}
+	return t.blob.Close()
+}
