@@ -36,6 +36,8 @@ type globals struct {
 func (g *globals) flags(f *pflag.FlagSet) {
 	f.StringVar(&g.root, "root", os.Getenv("BUILD_ROOT"), "state `directory`: cache and images (BUILD_ROOT; default "+defaultRoot()+")")
 	f.StringVar(&g.config, "config", os.Getenv("BUILD_CONFIG"), "configuration `file` (BUILD_CONFIG)")
+	// Help tells the variables' names; their values would pass for defaults.
+	f.Lookup("root").DefValue, f.Lookup("config").DefValue = "", ""
 	f.BoolVar(&g.debug, "debug", false, "print what is of use for finding a fault")
 	f.StringArrayVar(&g.mirrors, "registry-mirror", nil, "ask a mirror first, as `REGISTRY=HOST[:PORT]` (repeatable)")
 	f.StringArrayVar(&g.insecure, "insecure-registry", nil, "speak to `HOST[:PORT]` by plain HTTP or unverified TLS (repeatable)")

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// patience is how long a script waits for what must come.
+const patience = 60 * time.Second
+
+// The commands that scripts have besides testscript's; see TestScript.
+
+func (b *bases) command(ts *testscript.TestScript, neg bool, kinds []string) {
+	if neg || len(kinds) == 0 {
+		ts.Fatalf("usage: base KIND...")
+	}
+	tb, ok := ts.Value(testKey{}).(testing.TB)
+	if !ok {
+		ts.Fatalf("no test")
+	}
+	for _, kind := range kinds {
+		ts.Check(b.push(tb, kind))
+	}
+}
+
+// testKey is where setup leaves the test that the script runs in.
+type testKey struct{}
+
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: await REGEXP [NAME] CMD...")
+	}
+	re, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	args = args[1:]
+	name := ""
+	if re.NumSubexp() > 0 {
+		name, args = args[0], args[1:]
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		err := ts.Exec(args[0], args[1:]...)
+		out := ts.ReadFile("stdout")
+		if m := re.FindStringSubmatch(out); m != nil {
+			if name != "" {
+				ts.Setenv(name, m[1])
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("await %q: %v\n%s%s", re, err, out, ts.ReadFile("stderr"))
+		}
+	}
+}
+
+func get(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: get URL")
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		res, err := http.Get(args[0])
+		if err == nil {
+			body, err := io.ReadAll(res.Body)
+			res.Body.Close()
+			ts.Check(err)
+			_, err = ts.Stdout().Write(body)
+			ts.Check(err)
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("get %s: %v", args[0], err)
+		}
+	}
+}
+
+func size(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: size N FILE")
+	}
+	n, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	data := make([]byte, n)
+	_, err = rand.NewChaCha8([32]byte{}).Read(data)
+	ts.Check(err)
+	name := ts.MkAbs(args[1])
+	ts.Check(os.MkdirAll(filepath.Dir(name), 0o755))
+	ts.Check(os.WriteFile(name, data, 0o644))
+}
