@@ -241,7 +241,7 @@ func (l *lowering) checkCircles() error {
 		done[s], path[s] = true, true
 		if s.base != nil {
 			if path[s.base] {
-				return l.file.Error(fmt.Errorf("circular dependency detected on stage: %s", s.shown), s.Location)
+				return l.file.Error(fmt.Errorf("circular dependency detected on stage: %s", s.label()), s.Location)
 			}
 			if err := visit(s.base); err != nil {
 				return err
@@ -253,7 +253,7 @@ func (l *lowering) checkCircles() error {
 					continue
 				}
 				if path[dep] {
-					return l.file.Error(fmt.Errorf("circular dependency detected on stage: %s", s.shown), i.Location())
+					return l.file.Error(fmt.Errorf("circular dependency detected on stage: %s", s.label()), i.Location())
 				}
 				if err := visit(dep); err != nil {
 					return err
