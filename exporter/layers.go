@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/861fb494/build/cache/image"
 	"github.com/861fb494/build/exporter/compress"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/internal/progress"
@@ -224,7 +225,7 @@ func (m *maker) make(ctx context.Context) (blob, error) {
 			if err != nil {
 				return nil, err
 			}
-			return compress.Decompress(r)
+			return image.Decompress(r)
 		}
 	}
 	if open == nil {

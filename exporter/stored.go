@@ -243,7 +243,7 @@ func (e *images) layer(d oci.Descriptor, diffID oci.Digest, find Find) (oci.Laye
 			if err != nil {
 				return nil, err
 			}
-			return compress.Decompress(r)
+			return image.Decompress(r)
 		}
 	}
 	if l.Blob == nil && l.Tar == nil {
