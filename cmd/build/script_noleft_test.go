@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -32,7 +33,8 @@ func noleft(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	before, _ := ts.Value(beforeKey{}).(things)
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		now, err := look(ts.Getenv("TMPDIR"))
+		root := ts.Getenv("BUILD_ROOT")
+		now, err := look(ts.Getenv("TMPDIR"), filepath.Join(root, "tmp"), filepath.Join(root, "images", "ingest"))
 		ts.Check(err)
 		maps.DeleteFunc(now, func(thing string, _ bool) bool { return before[thing] })
 		if len(now) == 0 {
@@ -44,16 +46,16 @@ func noleft(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// look lists what is there now. Mounts, devices, tables and processes are
-// those of the tests' namespaces.
-func look(tmp string) (things, error) {
+// look lists what is there now, and in dirs. Mounts, devices, tables and
+// processes are those of the tests' namespaces.
+func look(dirs ...string) (things, error) {
 	all := things{}
 	for _, find := range []func(things) error{
 		findMounts,
 		findProcesses,
 		findCgroups,
 		findNetwork,
-		func(t things) error { return findFiles(t, tmp) },
+		func(t things) error { return findFiles(t, dirs) },
 	} {
 		if err := find(all); err != nil {
 			return nil, err
@@ -151,13 +153,15 @@ func findNetwork(t things) error {
 	return nil
 }
 
-func findFiles(t things, dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		t["temporary file "+filepath.Join(dir, e.Name())] = true
+func findFiles(t things, dirs []string) error {
+	for _, dir := range dirs {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, e := range entries {
+			t["temporary file "+filepath.Join(dir, e.Name())] = true
+		}
 	}
 	return nil
 }

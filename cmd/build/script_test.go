@@ -25,6 +25,7 @@ import (
 //	                     FROM node:alpine. busybox and alpine are always there
 //	await RE [NAME] CMD… repeats CMD until its standard output matches RE; sets
 //	                     $NAME to the first group
+//	freeport NAME        sets $NAME to a port that nobody listens on
 //	get URL              does a GET until it is answered; the body is stdout
 //	size N FILE          writes N bytes that do not compress
 //	noleft               fails if a mount, cgroup, network device, firewall
@@ -72,11 +73,12 @@ func TestScript(t *testing.T) {
 					Files: []string{script},
 					Setup: func(e *testscript.Env) error { return setup(t, e, name, bin, registry.Addr) },
 					Cmds: map[string]func(*testscript.TestScript, bool, []string){
-						"await":  await,
-						"base":   b.command,
-						"get":    get,
-						"noleft": noleft,
-						"size":   size,
+						"await":    await,
+						"base":     b.command,
+						"freeport": freeport,
+						"get":      get,
+						"noleft":   noleft,
+						"size":     size,
 					},
 				})
 			})
@@ -86,10 +88,9 @@ func TestScript(t *testing.T) {
 
 // setup gives a script its surroundings.
 func setup(t testing.TB, e *testscript.Env, name, bin, registry string) error {
-	home, root, config := filepath.Join(e.WorkDir, ".home"), filepath.Join(e.WorkDir, ".root"), filepath.Join(e.WorkDir, ".config.toml")
-	if err := os.Mkdir(home, 0o700); err != nil {
-		return err
-	}
+	// Outside of $WORK, which is the build context.
+	home, root := t.TempDir(), filepath.Join(t.TempDir(), "root")
+	config := filepath.Join(home, "config.toml")
 	mirror := fmt.Sprintf("[registry.\"docker.io\"]\n  mirrors = [%q]\n", registry)
 	if err := os.WriteFile(config, []byte(mirror), 0o600); err != nil {
 		return err
@@ -100,7 +101,7 @@ func setup(t testing.TB, e *testscript.Env, name, bin, registry string) error {
 	e.Setenv("REGISTRY", registry)
 	e.Setenv("TEST", name)
 	e.Setenv("PATH", bin+":"+os.Getenv("PATH"))
-	before, err := look(e.Getenv("TMPDIR"))
+	before, err := look()
 	if err != nil {
 		return err
 	}
