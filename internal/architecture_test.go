@@ -37,13 +37,18 @@ var rooms = map[string]room{
 	"llb":                       {floor: 1},
 	"internal/registry":         {floor: 1},
 	"cache":                     {floor: 1},
-	"cache/tree":                {floor: 1},                               // directory trees and what names them; also read by floors 2 and 3
-	"cache/overlay":             {floor: 1, also: []string{"cache/tree"}}, // drivers yield trees
-	"cache/plain":               {floor: 1, also: []string{"cache/tree"}},
-	"cache/layer":               {floor: 1, also: []string{"cache/tree"}}, // a tree's changes as a tar, and back
+	"cache/tree":                {floor: 1},                                                             // directory trees and what names them; also read by floors 2 and 3
+	"cache/layer":               {floor: 1, also: []string{"cache/tree"}},                               // a tree's changes as a tar, and back
+	"cache/shelf":               {floor: 1},                                                             // directories of layers on disk
+	"cache/overlay":             {floor: 1, also: []string{"cache/layer", "cache/shelf", "cache/tree"}}, // the drivers
+	"cache/plain":               {floor: 1, also: []string{"cache/layer", "cache/shelf", "cache/tree"}},
+	"cache/drivertest":          {floor: testsOnly}, // the drivers' contract
 	"cache/image":               {floor: 1},
+	"cache/image/archive":       {floor: 1, also: []string{"cache/image"}}, // reads images into it
 	"executor/sandbox":          {floor: 1},
 	"executor/sandbox/cgroup":   {floor: 1},
+	"executor/sandbox/seccomp":  {floor: 1},
+	"executor/archive":          {floor: 1, also: []string{"cache/tree"}}, // what an ADD unpacks
 	"executor/network":          {floor: 1},
 	"executor/pick":             {floor: 1, also: []string{"cache/tree"}}, // what a COPY takes out of a tree
 	"exporter/compress":         {floor: 1},
