@@ -1,0 +1,405 @@
+package source
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+	"unicode"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/llb"
+)
+
+// HTTP is the source of files at URLs, for one build. What it downloads it
+// keeps in a directory, which several processes may share:
+//
+//	<key>.json              what the server said last of a URL
+//	<key>-<algorithm>-<hex> a download, by its digest; its time is Last-Modified
+//
+// where key is made of the URL. Anything in it may be deleted at any time.
+type HTTP struct {
+	dir    string
+	client *http.Client
+	pause  time.Duration // before the second try
+
+	mu   sync.Mutex
+	urls map[string]*fetched // by URL
+}
+
+// fetched is what a URL was in this build; its mutex is held while it is asked.
+type fetched struct {
+	mu     sync.Mutex
+	record record
+}
+
+// record is <key>.json.
+type record struct {
+	URL      string     `json:"url"`
+	ETag     string     `json:"etag,omitempty"`
+	Digest   oci.Digest `json:"digest"` // sha256
+	Filename string     `json:"filename"`
+}
+
+// NewHTTP keeps downloads in dir, which is made at the first. client may be
+// nil; the environment's proxies are used then.
+func NewHTTP(dir string, client *http.Client) *HTTP {
+	if client == nil {
+		client = http.DefaultClient
+	}
+	return &HTTP{dir: dir, client: client, pause: time.Second, urls: map[string]*fetched{}}
+}
+
+// Pin gives s the digest that the user demands, which asks nobody, or else that
+// of what the URL yields now; what was downloaded before is used where the
+// server gives it the same ETag. A Filename that is empty is derived from the
+// answer.
+func (h *HTTP) Pin(ctx context.Context, s llb.Source) (llb.Source, error) {
+	if s.Digest != "" {
+		return s, nil
+	}
+	if s.Checksum != "" {
+		if err := s.Checksum.Validate(); err != nil {
+			return s, fmt.Errorf("checksum %q: %w", string(s.Checksum), err)
+		}
+		s.Digest = s.Checksum
+		s.Filename = fileName(s.Ref, s.Filename, nil)
+		return s, nil
+	}
+	r, err := h.ask(ctx, s.Ref)
+	if err != nil {
+		return s, err
+	}
+	s.Digest = r.Digest
+	if s.Filename == "" {
+		s.Filename = r.Filename
+	}
+	s.Filename = fileName(s.Ref, s.Filename, nil)
+	return s, nil
+}
+
+// Open puts the file of a pinned source into a directory of its own, with the
+// name, mode and owner that s says and the time that the server said.
+func (h *HTTP) Open(ctx context.Context, s llb.Source) (c Content, err error) {
+	if s.Digest == "" {
+		return c, fmt.Errorf("download %s: not pinned", redact(s.Ref))
+	}
+	if err := s.Digest.Validate(); err != nil {
+		return c, fmt.Errorf("download %s: %w", redact(s.Ref), err)
+	}
+	in, err := os.Open(h.dataPath(s.Ref, s.Digest))
+	if errors.Is(err, os.ErrNotExist) {
+		if _, err := h.download(ctx, s.Ref, "", s.Digest); err != nil {
+			return c, err
+		}
+		in, err = os.Open(h.dataPath(s.Ref, s.Digest))
+	}
+	if err != nil {
+		return c, fmt.Errorf("download %s: %w", redact(s.Ref), err)
+	}
+	defer in.Close()
+	dir, err := os.MkdirTemp(h.dir, "out-")
+	if err != nil {
+		return c, err
+	}
+	if err := place(filepath.Join(dir, fileName(s.Ref, s.Filename, nil)), in, s); err != nil {
+		os.RemoveAll(dir)
+		return c, fmt.Errorf("download %s: %w", redact(s.Ref), err)
+	}
+	return Content{Dir: dir}, os.Chmod(dir, 0o755)
+}
+
+// place copies in to path, verified by s's digest: the download may have been
+// damaged since.
+func place(path string, in *os.File, s llb.Source) error {
+	st, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	out, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	sum := s.Digest.Algorithm().Hash()
+	if _, err := io.Copy(io.MultiWriter(out, sum), in); err != nil {
+		return err
+	}
+	if got := digest.NewDigest(s.Digest.Algorithm(), sum); got != s.Digest {
+		os.Remove(in.Name())
+		return fmt.Errorf("the copy on disk was damaged and is removed now (digest %s instead of %s); try again", got, s.Digest)
+	}
+	if s.UID != 0 || s.GID != 0 {
+		if err := out.Chown(s.UID, s.GID); err != nil {
+			return err
+		}
+	}
+	mode := s.Mode
+	if mode == 0 {
+		mode = 0o600
+	}
+	if err := syscall.Fchmod(int(out.Fd()), mode); err != nil { // after chown, which clears setuid
+		return err
+	}
+	return errors.Join(out.Close(), os.Chtimes(path, st.ModTime(), st.ModTime()))
+}
+
+// ask is what a URL is now; in one build it is asked once.
+func (h *HTTP) ask(ctx context.Context, u string) (record, error) {
+	h.mu.Lock()
+	f := h.urls[u]
+	if f == nil {
+		f = &fetched{}
+		h.urls[u] = f
+	}
+	h.mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.record.Digest != "" {
+		return f.record, nil
+	}
+	old := h.readRecord(u)
+	if old.ETag != "" {
+		if err := h.touch(u, old.Digest); err != nil {
+			old = record{}
+		}
+	}
+	r, err := h.download(ctx, u, old.ETag, "")
+	if errors.Is(err, errNotModified) {
+		r, err = old, nil
+	}
+	if err == nil {
+		f.record = r
+	}
+	return r, err
+}
+
+// errNotModified: the server has what the ETag was given to.
+var errNotModified = errors.New("not modified")
+
+// download gets a URL, up to three times if it fails in passing. With want it
+// must have that digest.
+func (h *HTTP) download(ctx context.Context, u, etag string, want oci.Digest) (record, error) {
+	for i := range 3 {
+		r, again, err := h.try(ctx, u, etag, want)
+		if err == nil || errors.Is(err, errNotModified) {
+			return r, err
+		}
+		if ctx.Err() != nil {
+			return r, context.Cause(ctx)
+		}
+		if !again || i == 2 {
+			return r, fmt.Errorf("download %s: %w", redact(u), err)
+		}
+		select {
+		case <-time.After(h.pause << i):
+		case <-ctx.Done():
+		}
+	}
+	panic("unreachable")
+}
+
+func (h *HTTP) try(ctx context.Context, u, etag string, want oci.Digest) (r record, again bool, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
+	if err != nil {
+		return r, false, err
+	}
+	req.Header.Set("User-Agent", "build")
+	if etag != "" {
+		req.Header.Set("If-None-Match", etag)
+	}
+	resp, err := h.client.Do(req)
+	if err != nil {
+		if e := (*url.Error)(nil); errors.As(err, &e) {
+			err = e.Err // it repeats the URL, with its password
+		}
+		return r, !errors.Is(err, syscall.ECONNREFUSED), err
+	}
+	defer resp.Body.Close()
+	if etag != "" && (resp.StatusCode == http.StatusNotModified || resp.StatusCode == http.StatusOK && sameETag(resp.Header.Get("ETag"), etag)) {
+		return r, false, errNotModified // some servers do not know If-None-Match
+	}
+	if resp.StatusCode != http.StatusOK {
+		passing := resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests
+		return r, passing, fmt.Errorf("the server answered %s", resp.Status)
+	}
+	r = record{URL: u, ETag: resp.Header.Get("ETag"), Filename: fileName(u, "", resp.Header)}
+	return h.save(r, resp, want)
+}
+
+// save stores a body, first under a temporary name.
+func (h *HTTP) save(r record, resp *http.Response, want oci.Digest) (record, bool, error) {
+	if err := os.MkdirAll(h.dir, 0o755); err != nil {
+		return r, false, err
+	}
+	f, err := os.CreateTemp(h.dir, "tmp-")
+	if err != nil {
+		return r, false, err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	sum := sha256.New()
+	w := io.MultiWriter(f, sum)
+	asked := sum
+	if want != "" && want.Algorithm() != digest.SHA256 {
+		asked = want.Algorithm().Hash()
+		w = io.MultiWriter(f, sum, asked)
+	}
+	body := &bodyErrors{r: resp.Body}
+	if _, err := io.Copy(w, body); err != nil {
+		return r, body.err != nil, err
+	}
+	r.Digest = digest.NewDigest(digest.SHA256, sum)
+	name := r.Digest
+	if want != "" {
+		if name = digest.NewDigest(want.Algorithm(), asked); name != want {
+			return r, false, fmt.Errorf("digest mismatch: it has %s, expected %s", name, want)
+		}
+	}
+	at := time.Unix(0, 0) // a time that is the same in each build
+	if t, err := http.ParseTime(resp.Header.Get("Last-Modified")); err == nil {
+		at = t
+	}
+	if err := errors.Join(f.Chmod(0o644), f.Close(), os.Chtimes(f.Name(), at, at)); err != nil {
+		return r, false, err
+	}
+	if err := os.Rename(f.Name(), h.dataPath(r.URL, name)); err != nil {
+		return r, false, err
+	}
+	h.sweep(r.URL, name)
+	if want == "" {
+		err = h.writeRecord(r)
+	}
+	return r, false, err
+}
+
+// bodyErrors tells errors of the connection from those of the disk.
+type bodyErrors struct {
+	r   io.Reader
+	err error
+}
+
+func (b *bodyErrors) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	if err != nil && err != io.EOF {
+		b.err = err
+	}
+	return n, err
+}
+
+func (h *HTTP) key(u string) string {
+	sum := sha256.Sum256([]byte(u))
+	return filepath.Join(h.dir, hex.EncodeToString(sum[:16]))
+}
+
+func (h *HTTP) dataPath(u string, d oci.Digest) string {
+	return h.key(u) + "-" + d.Algorithm().String() + "-" + d.Encoded()
+}
+
+// readRecord gives the zero record where there is none, or a damaged one.
+func (h *HTTP) readRecord(u string) record {
+	var r record
+	data, err := os.ReadFile(h.key(u) + ".json")
+	if err != nil || json.Unmarshal(data, &r) != nil || r.URL != u || r.Digest.Validate() != nil {
+		return record{}
+	}
+	return r
+}
+
+func (h *HTTP) writeRecord(r record) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(h.dir, "tmp-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), h.key(r.URL)+".json")
+}
+
+// keepUnused is how long a download that its URL no longer yields is kept for
+// builds that may have been pinned to it.
+const keepUnused = 24 * time.Hour
+
+// touch marks a download as used: a change of its time, to the same, is that of
+// its inode too.
+func (h *HTTP) touch(u string, d oci.Digest) error {
+	st, err := os.Stat(h.dataPath(u, d))
+	if err != nil {
+		return err
+	}
+	return os.Chtimes(h.dataPath(u, d), st.ModTime(), st.ModTime())
+}
+
+// sweep removes older downloads of a URL, and what killed processes left. What
+// cannot be removed stays.
+func (h *HTTP) sweep(u string, keep oci.Digest) {
+	list, _ := filepath.Glob(h.key(u) + "-*")
+	left, _ := filepath.Glob(filepath.Join(h.dir, "tmp-*"))
+	list = append(list, left...)
+	for _, p := range list {
+		st, err := os.Stat(p)
+		if err != nil || p == h.dataPath(u, keep) {
+			continue
+		}
+		c := st.Sys().(*syscall.Stat_t).Ctim
+		if time.Since(time.Unix(c.Sec, c.Nsec)) > keepUnused {
+			os.Remove(p)
+		}
+	}
+}
+
+// sameETag compares weakly: RFC 9110, section 8.8.3.2.
+func sameETag(a, b string) bool {
+	return a != "" && strings.TrimPrefix(a, "W/") == strings.TrimPrefix(b, "W/")
+}
+
+// fileName is name, else what the answer's Content-Disposition says, else the
+// last part of the URL's path; always one that can stand in a directory.
+func fileName(u, name string, header http.Header) string {
+	if name == "" {
+		if _, params, err := mime.ParseMediaType(header.Get("Content-Disposition")); err == nil && !strings.HasSuffix(params["filename"], "/") {
+			name = params["filename"]
+		}
+	}
+	if name == "" {
+		if u, err := url.Parse(u); err == nil {
+			name = u.Path
+		}
+	}
+	name = path.Base(strings.TrimSpace(name))
+	if name == "." || name == ".." || name == "/" || strings.ContainsFunc(name, unicode.IsControl) {
+		return "download"
+	}
+	return name
+}
+
+// redact hides the password of a URL.
+func redact(u string) string {
+	p, err := url.Parse(u)
+	if err != nil {
+		return u
+	}
+	return p.Redacted()
+}
