@@ -15,6 +15,7 @@ import (
 
 	"github.com/861fb494/build/cache/layer"
 	"github.com/861fb494/build/cache/overlay"
+	"github.com/861fb494/build/cache/plain"
 	"github.com/861fb494/build/cache/tree"
 )
 
@@ -34,6 +35,7 @@ var drivers = []struct {
 	open func(dir string) (driver, error)
 }{
 	{"overlay", func(dir string) (driver, error) { return overlay.New(dir, overlay.Options{}) }},
+	{"plain", func(dir string) (driver, error) { return plain.New(dir, plain.Options{}) }},
 }
 
 func open(t testing.TB, name string) driver {

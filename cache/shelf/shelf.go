@@ -59,6 +59,19 @@ func New(dir string) (*Shelf, error) {
 	return s, nil
 }
 
+// List is the IDs of finished layers.
+func (s *Shelf) List() ([]string, error) {
+	all, err := os.ReadDir(filepath.Join(s.dir, "layers"))
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]string, len(all))
+	for i, e := range all {
+		ids[i] = e.Name()
+	}
+	return ids, nil
+}
+
 func (s *Shelf) bin() string { return filepath.Join(s.dir, "trash") }
 
 // Layer is the directory of finished layer id.
@@ -230,26 +243,40 @@ func (s *Shelf) Remove(id string) error {
 		if name, _, _ := strings.Cut(e.Name(), "~"); name != id {
 			continue
 		}
-		dir := filepath.Join(s.dir, "work", e.Name())
-		lock, err := tryLock(dir)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errLocked) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		err = discard(s.bin(), dir)
-		lock.Close()
-		if err != nil {
+		if err := s.sweep(filepath.Join(s.dir, "work", e.Name())); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Discard deletes a directory of the shelf's filesystem: at no time is half of
-// it under its name. What is not there is no error.
-func (s *Shelf) Discard(path string) error { return discard(s.bin(), path) }
+// Sweep deletes all that dead processes were making. It is for shelves whose
+// layers no process takes over from another.
+func (s *Shelf) Sweep() error {
+	all, err := os.ReadDir(filepath.Join(s.dir, "work"))
+	if err != nil {
+		return err
+	}
+	for _, e := range all {
+		if err := s.sweep(filepath.Join(s.dir, "work", e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweep deletes dir, unless a live process has it.
+func (s *Shelf) sweep(dir string) error {
+	lock, err := tryLock(dir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errLocked) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	return discard(s.bin(), dir)
+}
 
 func checkID(id string) error {
 	for _, r := range id {

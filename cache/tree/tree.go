@@ -19,6 +19,14 @@ import (
 // Source: Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories".
 const OpaqueXattr = "trusted.overlay.opaque"
 
+// Names of the files that stand for whiteouts and opaque directories where the
+// filesystem that holds a layer can have neither. They are those of layer tars,
+// in which no other files can have such names.
+const (
+	WhiteoutMarker = ".wh." // and the name that is gone
+	OpaqueMarker   = ".wh..wh..opq"
+)
+
 // Tree is a stack of layer directories read as one. It is safe for concurrent
 // use, one call at a time.
 type Tree struct {

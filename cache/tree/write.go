@@ -148,7 +148,24 @@ func (t *Tree) setOpaque(p string) error {
 	if err != nil {
 		return err
 	}
-	return unix.Lsetxattr(name, OpaqueXattr, []byte("y"), 0)
+	err = unix.Lsetxattr(name, OpaqueXattr, []byte("y"), 0)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOTSUP) {
+		err = t.mark(p, OpaqueMarker)
+	}
+	return err
+}
+
+// mark makes the empty file name in directory p of the upper layer.
+func (t *Tree) mark(p, name string) error {
+	dir, err := t.dir(0, p)
+	if err != nil {
+		return err
+	}
+	err = unix.Mknodat(dir, name, unix.S_IFREG, 0)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
 }
 
 // Create makes or replaces a regular file, empty, mode 0600, and opens it for
@@ -347,7 +364,11 @@ func (t *Tree) remove(p string, mark bool) error {
 	if err != nil {
 		return err
 	}
-	return unix.Mknodat(dir, name, unix.S_IFCHR, 0)
+	err = unix.Mknodat(dir, name, unix.S_IFCHR, 0)
+	if errors.Is(err, unix.EPERM) {
+		err = t.mark(path.Dir(p), WhiteoutMarker+name)
+	}
+	return err
 }
 
 // erase removes p from the upper layer.
