@@ -208,9 +208,10 @@ func writeTar(ctx context.Context, t *tar.Writer, small map[string][]byte, blobs
 	return nil
 }
 
-// directory writes the layout's files. Blobs come first and index.json last, so
-// that names appear once all is there; a layout that is there is added to. A
-// directory that this made is removed again where something fails.
+// directory writes the layout's files. Blobs come before index.json, so that
+// names appear once all is there; a layout that is there is added to. A
+// directory that this made is removed again where something fails; what a
+// killed process left is taken up by the next.
 func (w *archive) directory(ctx context.Context, small map[string][]byte, blobs map[string]blob) (err error) {
 	idx, made, err := oldLayout(w.dest)
 	if err != nil {
@@ -222,6 +223,9 @@ func (w *archive) directory(ctx context.Context, small map[string][]byte, blobs 
 		}
 	}()
 	if err := os.MkdirAll(filepath.Join(w.dest, specs.ImageBlobsDir, "sha256"), 0o777); err != nil {
+		return err
+	}
+	if err := w.put(specs.ImageLayoutFile, small[specs.ImageLayoutFile]); err != nil {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(blobs)) {
@@ -237,22 +241,23 @@ func (w *archive) directory(ctx context.Context, small map[string][]byte, blobs 
 			return err
 		}
 	}
+	data := small[specs.ImageIndexFile]
 	if idx != nil {
-		if small[specs.ImageIndexFile], err = mergeIndex(*idx, small[specs.ImageIndexFile]); err != nil {
+		if data, err = mergeIndex(*idx, data); err != nil {
 			return err
 		}
 	}
-	for _, name := range slices.Backward(slices.Sorted(maps.Keys(small))) { // index.json last
-		f, err := createFile(filepath.Join(w.dest, name), nil)
-		if err != nil {
-			return err
-		}
-		_, err = f.Write(small[name])
-		if err := f.finish(err); err != nil {
-			return err
-		}
+	return w.put(specs.ImageIndexFile, data)
+}
+
+// put writes one of the directory's files that have names.
+func (w *archive) put(name string, data []byte) error {
+	f, err := createFile(filepath.Join(w.dest, name), nil)
+	if err != nil {
+		return err
 	}
-	return nil
+	_, err = f.Write(data)
+	return f.finish(err)
 }
 
 // oldLayout is the index of the layout in dir, nil if dir is empty; made says
@@ -267,6 +272,9 @@ func oldLayout(dir string) (idx *oci.Index, made bool, err error) {
 	}
 	data, err := os.ReadFile(filepath.Join(dir, specs.ImageIndexFile))
 	if errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(dir, specs.ImageLayoutFile)); err == nil {
+			return nil, false, nil // somebody was stopped here
+		}
 		return nil, false, errors.New("the directory is not empty and is no OCI layout")
 	}
 	if err != nil {

@@ -1,19 +1,21 @@
 package exporter
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/861fb494/build/cache/image"
 )
 
 // file is a file that gets its name once it is whole.
 type file struct {
 	io.Writer
-	f     *os.File // nil: standard output
-	final string   // empty: f is no regular file and is written in place
+	draft *image.Draft
+	final string
+	plain *os.File // written in place: a named pipe, a device
 }
 
 // createFile begins to write dest; "-" is stdout. What is no regular file, such
@@ -33,36 +35,29 @@ func createFile(dest string, stdout io.Writer) (*file, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &file{Writer: f, f: f}, nil
+		return &file{Writer: f, plain: f}, nil
 	case err != nil && !errors.Is(err, os.ErrNotExist):
 		return nil, err
 	}
-	// Not os.CreateTemp: the mode is to be what the user's umask makes of 0666.
-	temp := filepath.Join(filepath.Dir(dest), "."+filepath.Base(dest)+"."+rand.Text()[:8]+".tmp")
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	d, err := image.NewDraft(filepath.Dir(dest), 0o666)
 	if err != nil {
 		return nil, err
 	}
-	return &file{Writer: f, f: f, final: dest}, nil
+	return &file{Writer: d, draft: d, final: dest}, nil
 }
 
 // finish ends the writing, whose outcome so far is err: the file gets its name,
-// or it is removed.
-func (d *file) finish(err error) error {
-	if d.f == nil {
-		return err
-	}
-	if e := d.f.Close(); err == nil {
-		err = e
-	}
-	if d.final == "" {
-		return err
-	}
-	if err == nil {
-		err = os.Rename(d.f.Name(), d.final)
-	}
-	if err != nil {
-		os.Remove(d.f.Name())
+// or it is gone.
+func (f *file) finish(err error) error {
+	switch {
+	case f.plain != nil:
+		if e := f.plain.Close(); err == nil {
+			err = e
+		}
+	case f.draft != nil && err != nil:
+		f.draft.Discard()
+	case f.draft != nil:
+		err = f.draft.Commit(f.final)
 	}
 	return err
 }

@@ -52,6 +52,9 @@ type Options struct {
 	Registry Registry       // needed by pushes
 	Temp     string         // directory for temporary files; empty: os.TempDir
 	Stdout   io.Writer      // what dest=- means; nil: os.Stdout
+	// Names are those of Result.Names that are known beforehand: a push sends
+	// layers there while the build goes on.
+	Names []oci.Reference
 	Pool     *compress.Pool // shared by all exporters of a process; nil: one of its own
 	Sink     progress.Sink  // takes Counters of Step; nil: nobody is told
 	Step     progress.Step
@@ -79,6 +82,9 @@ func New(out Output, o Options) (Exporter, error) {
 	if o.Stdout == nil {
 		o.Stdout = os.Stdout
 	}
+	if out.Type == TypeImage && a.push {
+		return newBoth(out, o)
+	}
 	w, err := newWriter(out, a, o)
 	if err != nil {
 		return nil, err
@@ -100,11 +106,7 @@ func newWriter(out Output, a attributes, o Options) (writer, error) {
 		if o.Store == nil {
 			return nil, errors.New("output type=image: no image store")
 		}
-		if !a.push {
-			return &local{store: o.Store}, nil
-		}
-		p, err := newPusher(o, a)
-		return p, err
+		return &local{store: o.Store}, nil
 	}
 	return nil, fmt.Errorf("output type=%s: not known", out.Type)
 }

@@ -256,6 +256,12 @@ func TestOCIDirectoryMerge(t *testing.T) {
 		t.Errorf("index.json = %s, want x:1 and x:2 of two images", data)
 	}
 
+	// What a killed export left is no obstacle.
+	cut := t.TempDir()
+	os.WriteFile(filepath.Join(cut, "oci-layout"), nil, 0o644)
+	if _, err := export(t, parse(t, "type=oci,tar=false,dest="+cut), Options{}, resultOf(nil, imageOf("amd64", a))); err != nil {
+		t.Errorf("export over half a layout: %v", err)
+	}
 	other := t.TempDir()
 	os.WriteFile(filepath.Join(other, "precious"), nil, 0o644)
 	_, err := export(t, parse(t, "type=oci,tar=false,dest="+other), Options{}, resultOf(nil, imageOf("amd64", a)))

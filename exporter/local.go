@@ -110,3 +110,38 @@ func (w *local) write(ctx context.Context, list []*bundle) error {
 	}
 	return err
 }
+
+// both is the Exporter of type=image,push=true: the image store, and registries.
+type both struct{ local, push Exporter }
+
+func newBoth(out Output, o Options) (Exporter, error) {
+	kept := Output{Type: TypeImage, Attrs: map[string]string{}}
+	pushed := Output{Type: TypeRegistry, Attrs: out.Attrs}
+	for k, v := range out.Attrs {
+		if k != "push" && k != "push-by-digest" && k != "oci-mediatypes" {
+			kept.Attrs[k] = v
+		}
+	}
+	l, err := New(kept, o)
+	if err != nil {
+		return nil, err
+	}
+	p, err := New(pushed, o)
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return &both{local: l, push: p}, nil
+}
+
+func (e *both) Layer(ctx context.Context, l oci.Layer) error { return e.push.Layer(ctx, l) }
+
+// Export names the image here first, which costs little, so that a push that
+// fails can be repeated without a build. It returns what was pushed.
+func (e *both) Export(ctx context.Context, r oci.Result) (oci.Descriptor, error) {
+	if d, err := e.local.Export(ctx, r); err != nil {
+		return d, err
+	}
+	return e.push.Export(ctx, r)
+}
+
+func (e *both) Close() error { return errors.Join(e.local.Close(), e.push.Close()) }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 
@@ -29,7 +30,7 @@ func newPusher(o Options, a attributes) (*pusher, error) {
 	if o.Registry == nil {
 		return nil, errors.New("push: no registry client")
 	}
-	return &pusher{o: o, names: a.names, byDigest: a.byDigest, slots: make(chan struct{}, uploads)}, nil
+	return &pusher{o: o, names: slices.Concat(o.Names, a.names), byDigest: a.byDigest, slots: make(chan struct{}, uploads)}, nil
 }
 
 // errStale is that a layer came out otherwise than recorded. The record is

@@ -134,6 +134,9 @@ func TestPush(t *testing.T) {
 	}
 	valid(t, host+"/app:3")
 	valid(t, host+"/third:latest")
+	if _, err := s.Lookup(host + "/app:3"); err != nil {
+		t.Errorf("type=image,push=true did not keep the image: %v", err)
+	}
 	if n := opened.Load(); n != 1 || len(c.sent) != 0 || len(third.sent) != 1 {
 		t.Errorf("compressed %d times, sent %v and %v; want once, nothing, the configuration", n, c.sent, third.sent)
 	}

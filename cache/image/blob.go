@@ -167,7 +167,7 @@ func (s *Store) Renew(d oci.Descriptor) bool {
 type Writer struct {
 	ctx  context.Context
 	s    *Store
-	f    *os.File
+	f    *Draft // nil once committed or closed
 	hash hash.Hash
 	size int64
 }
@@ -176,7 +176,7 @@ type Writer struct {
 // caller closes the Writer always, after Commit as well. Writes fail once ctx
 // is done.
 func (s *Store) Ingest(ctx context.Context) (*Writer, error) {
-	f, err := s.temp()
+	f, err := s.draft()
 	if err != nil {
 		return nil, fmt.Errorf("write blob: %w", err)
 	}
@@ -224,22 +224,19 @@ func (w *Writer) Commit(want oci.Descriptor) error {
 		w.Close()
 		return err
 	}
-	f := w.f
-	w.f = nil
-	if err := finishFile(f, nil); err != nil {
+	defer w.Close()
+	if err := w.f.Sync(); err != nil {
 		return fmt.Errorf("write blob %s: %w", got, err)
 	}
-	// The shared lock orders the rename against a Prune that has found an
+	// The shared lock orders the naming against a Prune that has found an
 	// older blob of the same name to be garbage.
 	err = w.s.rlock(func() error {
-		err := os.Rename(f.Name(), p)
-		if errors.Is(err, os.ErrNotExist) && os.MkdirAll(w.s.blobDir(), 0o755) == nil {
-			err = os.Rename(f.Name(), p) // somebody removed the empty directory
+		if err := os.MkdirAll(w.s.blobDir(), 0o755); err != nil {
+			return err
 		}
-		return err
+		return w.f.Commit(p)
 	})
 	if err != nil {
-		os.Remove(f.Name())
 		return fmt.Errorf("write blob %s: %w", got, err)
 	}
 	return nil
@@ -247,11 +244,9 @@ func (w *Writer) Commit(want oci.Descriptor) error {
 
 // Close throws away what has not been committed. It may be called twice.
 func (w *Writer) Close() error {
-	if w.f == nil {
-		return nil
+	if w.f != nil {
+		w.f.Discard()
+		w.f = nil
 	}
-	name := w.f.Name()
-	err := w.f.Close()
-	w.f = nil
-	return errors.Join(err, os.Remove(name))
+	return nil
 }

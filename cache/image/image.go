@@ -8,7 +8,7 @@
 //	blobs/sha256/<hex>    manifests, indexes, configurations, pulled layers
 //	records/compressed/   what layers built here are once compressed
 //	records/origin/       repositories that hold a blob
-//	ingest/               what is being written, each file locked by its writer
+//	ingest/               what is being written: empty, as it has no name yet
 //	lock                  flock(2): see below
 //
 // A layer built here is listed in its manifest as an uncompressed tar whose
@@ -30,13 +30,12 @@
 //
 // # Commits, and who may delete
 //
-// A blob is written to ingest/, synced and renamed: under its digest there is
+// A blob is written to ingest/, synced and named: under its digest there is
 // the whole of it or nothing. index.json is rewritten the same way while the
 // lock is held exclusively, so writers follow each other and readers need no
 // lock. Only Prune deletes blobs. It holds the lock exclusively and spares
 // those written or renewed within its grace time; a writer that finds its blob
-// already there renews the blob's time under a shared lock. What a killed
-// process left in ingest/ is removed by the next that writes.
+// already there renews the blob's time under a shared lock.
 package image
 
 import (
@@ -75,7 +74,7 @@ type Store struct {
 	dir string
 	now func() time.Time
 
-	swept sync.Once    // sweepTemp, before the first temporary file
+	swept sync.Once    // sweepDrafts, before the first draft
 	mu    sync.RWMutex // the threads of this process wait here, not in flock
 }
 

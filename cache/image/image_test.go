@@ -146,8 +146,7 @@ func TestBlob(t *testing.T) {
 	if got, err := io.ReadAll(r); string(got) != "hello" || err != nil {
 		t.Errorf("Open: read %q, %v, want hello", got, err)
 	}
-	left, _ := os.ReadDir(s.tempDir())
-	if len(left) != 0 {
+	if left, _ := os.ReadDir(s.draftDir()); len(left) != 0 {
 		t.Errorf("%d temporary files left", len(left))
 	}
 }
@@ -466,14 +465,53 @@ func TestProcesses(t *testing.T) {
 	if got["a"] != namesEach || got["b"] != namesEach {
 		t.Errorf("names set = %v, want %d of a and of b", got, namesEach)
 	}
-	// What the killed one left is removed once it is old.
-	s.now = func() time.Time { return time.Now().Add(time.Hour) }
-	if err := s.sweepTemp(); err != nil {
+	if left, _ := os.ReadDir(s.draftDir()); len(left) != 0 {
+		t.Errorf("%d drafts left", len(left))
+	}
+}
+
+// Where a file system has no files without names, drafts of killed processes
+// are removed and those of living ones are not.
+func TestNamedDraft(t *testing.T) {
+	dir := t.TempDir()
+	dead, err := newNamedDraft(dir, 0o644)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if left, _ := os.ReadDir(s.tempDir()); len(left) != 0 {
-		t.Errorf("%d temporary files left", len(left))
+	dead.Close() // as its process's end does, without Discard
+	alive, err := newNamedDraft(dir, 0o644)
+	if err != nil {
+		t.Fatal(err)
 	}
+	sweepDrafts(dir, time.Now().Add(time.Hour))
+	if left, _ := os.ReadDir(dir); len(left) != 1 {
+		t.Errorf("%d drafts left, want the living one", len(left))
+	}
+	final := filepath.Join(dir, "x")
+	for _, d := range []*Draft{alive, draftIn(t, dir)} {
+		if _, err := d.WriteString(d.Name()); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Commit(final); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(final); err != nil || string(got) != d.Name() {
+			t.Errorf("%s = %q, %v, want %q", final, got, err, d.Name())
+		}
+	}
+	draftIn(t, dir).Discard()
+	if left, _ := os.ReadDir(dir); len(left) != 1 {
+		t.Errorf("%d files, want the committed one", len(left))
+	}
+}
+
+func draftIn(t *testing.T, dir string) *Draft {
+	t.Helper()
+	d, err := NewDraft(dir, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
 }
 
 // The store is a layout that other tools read.

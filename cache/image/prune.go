@@ -33,8 +33,24 @@ type Pruned struct {
 
 // Prune removes the blobs that no entry of the index refers to, that keep (nil:
 // none) does not want, and that were neither written nor renewed within grace.
-// What killed processes left half-written goes too.
 func (s *Store) Prune(ctx context.Context, grace time.Duration, keep func(oci.Digest) bool) (Pruned, error) {
+	return s.prune(ctx, nil, grace, keep)
+}
+
+// Reclaim is Prune for what the images gone, which have been removed from the
+// index, consist of, and nothing else.
+func (s *Store) Reclaim(ctx context.Context, gone []Named, grace time.Duration) (Pruned, error) {
+	was := map[oci.Digest]bool{}
+	for _, n := range gone {
+		if err := s.mark(ctx, n.Desc, was, 0); err != nil {
+			return Pruned{}, fmt.Errorf("prune image store: %w", err)
+		}
+	}
+	return s.prune(ctx, was, grace, nil)
+}
+
+// prune is Prune, of only what is among a set where there is one.
+func (s *Store) prune(ctx context.Context, among map[oci.Digest]bool, grace time.Duration, keep func(oci.Digest) bool) (Pruned, error) {
 	var p Pruned
 	err := s.lock(func() error {
 		idx, err := readIndex(s.indexPath())
@@ -48,7 +64,7 @@ func (s *Store) Prune(ctx context.Context, grace time.Duration, keep func(oci.Di
 			}
 		}
 		if p, err = s.sweep(ctx, grace, func(d oci.Digest) bool {
-			return live[d] || keep != nil && keep(d)
+			return live[d] || keep != nil && keep(d) || among != nil && !among[d]
 		}); err != nil {
 			return err
 		}
@@ -57,7 +73,8 @@ func (s *Store) Prune(ctx context.Context, grace time.Duration, keep func(oci.Di
 	if err != nil {
 		return p, fmt.Errorf("prune image store: %w", err)
 	}
-	return p, s.sweepTemp()
+	sweepDrafts(s.draftDir(), s.now())
+	return p, nil
 }
 
 // document is what manifests and indexes refer to.

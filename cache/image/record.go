@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -109,24 +108,16 @@ func (s *Store) AddOrigin(d oci.Digest, repository string) error {
 // writeRecord writes a record that may get lost: it is not synced, since its
 // reader checks it.
 func (s *Store) writeRecord(path string, data []byte) error {
-	f, err := s.temp()
+	d, err := s.draft()
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
-	if e := f.Close(); err == nil {
-		err = e
+	defer d.Discard()
+	if _, err := d.Write(data); err != nil {
+		return err
 	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
 	}
-	if errors.Is(err, os.ErrNotExist) {
-		if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
-			err = os.Rename(f.Name(), path)
-		}
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-	return err
+	return d.Commit(path)
 }
