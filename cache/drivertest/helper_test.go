@@ -31,16 +31,20 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if dir := os.Getenv(onOverlay); dir != "" {
+		if err := moveToOverlay(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
 	os.Exit(m.Run())
 }
 
 // task is what the helper process does: mount, change, list.
 type task struct {
-	Under oci.Mount // mounted at At before Root is, unless it has no type
-	At    string
-	Root  oci.Mount
-	Ops   []op
-	List  bool
+	Root oci.Mount
+	Ops  []op
+	List bool
 }
 
 // op is one change.

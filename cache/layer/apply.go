@@ -216,8 +216,58 @@ func (a *applier) clear(dir string) error {
 	if err != nil || n == nil {
 		return err
 	}
-	n.opaque, n.own = true, true
-	return a.t.Clear(dir)
+	n.own = true
+	return a.hide(dir, n)
+}
+
+// hide hides what lower layers have in the directory p, whose node is n.
+func (a *applier) hide(p string, n *node) error {
+	n.opaque = true
+	if a.o.Alone {
+		if err := a.unmark(p, n); err != nil {
+			return err
+		}
+		return a.t.Clear(p)
+	}
+	// The lower layers are in the tree, and may be one with it: then there is
+	// nothing to hide behind.
+	names, err := a.t.ReadDir(p)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		at, kid := join(p, name), n.kids[name]
+		switch {
+		case kid == nil:
+			err = a.t.RemoveAll(at)
+		case kid.inode.IsDir():
+			err = a.hide(at, kid)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unmark deletes the whiteouts in directory p, which is to be opaque: overlayfs
+// lists whiteouts that hide nothing as files that cannot be read.
+func (a *applier) unmark(p string, n *node) error {
+	for name, kid := range n.kids {
+		if !kid.removed {
+			continue
+		}
+		f, err := a.t.Create(join(p, name)) // in place of the whiteout
+		if err == nil {
+			f.Close()
+			err = a.t.RemoveAll(join(p, name))
+		}
+		if err != nil {
+			return err
+		}
+		delete(n.kids, name)
+	}
+	return nil
 }
 
 // whiteout removes what lower layers have as name in dir.
@@ -230,10 +280,12 @@ func (a *applier) whiteout(dir, name string) error {
 	if n := parent.kids[name]; n != nil && !n.lower && !n.removed {
 		// The layer has it itself: it hides what is below, no more.
 		if n.inode.IsDir() {
-			n.opaque = true
-			return a.t.Clear(p)
+			return a.hide(p, n)
 		}
 		return nil
+	}
+	if parent.opaque {
+		return nil // nothing of lower layers is to be seen there
 	}
 	if !a.o.Alone {
 		if _, err := a.t.Quick(p); err != nil {
@@ -285,8 +337,7 @@ func (a *applier) mkdir(parent *node, name string, e tree.Entry) error {
 	parent.put(name, n)
 	if old != nil {
 		// A whiteout, or a file of this layer: it hides what lower layers have.
-		n.opaque = true
-		return a.t.Clear(e.Path)
+		return a.hide(e.Path, n)
 	}
 	return nil
 }
@@ -452,8 +503,7 @@ func (a *applier) enter(p string, removed, create bool) (*node, error) {
 		return nil, err
 	}
 	if removed {
-		n.opaque = true
-		return n, a.t.Clear(p)
+		return n, a.hide(p, n)
 	}
 	return n, nil
 }

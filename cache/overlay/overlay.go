@@ -193,15 +193,15 @@ func (d *Driver) View(ctx context.Context, chain []string) (tree.Snapshot, error
 	if err != nil {
 		return tree.Snapshot{}, fmt.Errorf("view: %w", err)
 	}
-	t, err := tree.New("", lowers)
+	// Without an upper directory overlayfs wants two lower ones; and a single
+	// layer is an overlay too, since it may have whiteouts.
+	t, err := tree.New("", append(lowers, d.empty))
 	if err != nil {
 		return tree.Snapshot{}, fmt.Errorf("view: %w", err)
 	}
 	if len(lowers) == 0 {
 		return tree.Snapshot{Root: oci.Mount{Type: "bind", Source: d.empty, Options: []string{"bind", "ro"}}, Tree: t}, nil
 	}
-	// Without an upper directory overlayfs wants two lower ones; and a single
-	// layer is an overlay too, since it may have whiteouts.
 	o := append(options(append(lowers, d.empty)), "ro")
 	return tree.Snapshot{Root: oci.Mount{Type: "overlay", Source: "overlay", Options: o}, Tree: t}, nil
 }
