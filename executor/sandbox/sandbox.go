@@ -35,6 +35,9 @@ type Process interface {
 }
 
 // Spec says what to run, and in what.
+//
+// Mount points that miss in the root, those of the standard mounts too, are
+// made and, if still empty, removed again after the process has ended.
 type Spec struct {
 	// ID names cgroup and bundle; unique among what runs. "" for a chosen one.
 	ID string
@@ -50,11 +53,14 @@ type Spec struct {
 	Terminal bool      // Stdin and Stdout are those of a pseudo-terminal
 	Init     bool      // a minimal init is process 1: it reaps orphans and passes signals on
 	Rlimits  []Rlimit
+	// NewPrivileges lets set-user-ID programs such as sudo work: no_new_privs
+	// is not set (prctl(2), PR_SET_NO_NEW_PRIVS).
+	NewPrivileges bool
 
 	// What it runs in.
 	Root         oci.Mount   // the root filesystem; Target is ignored
 	ReadOnly     bool        // the root is mounted read-only
-	Mounts       []oci.Mount // on top of the standard ones (/proc, /sys, /dev …), in order; mount points are made where they miss
+	Mounts       []oci.Mount // on top of the standard ones (/proc, /sys, /dev …), in order
 	Hostname     string
 	NetNS        string // path of a network namespace; "" for a new, empty one (loopback only); Host for the caller's
 	Privileged   bool   // all capabilities, no seccomp, no masked paths, the host's devices
@@ -102,3 +108,15 @@ func (e *ExitError) Error() string {
 	}
 	return fmt.Sprintf("exit code %d", e.Code)
 }
+
+// ExecError says that the command of a Spec could not be executed.
+type ExecError struct {
+	Code int // as a shell's: 127 if there is no such command, 126 if it cannot be executed
+	Err  string
+}
+
+func (e *ExecError) Error() string { return e.Err }
+
+// Unwrap gives the exit status that a shell would, for callers to whom a
+// command that does not start is one that fails.
+func (e *ExecError) Unwrap() error { return &ExitError{Code: e.Code} }

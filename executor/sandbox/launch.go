@@ -1,0 +1,243 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strconv"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// launch starts a child of this program with c to do, and returns when the
+// command has been executed.
+func launch(ctx context.Context, s Spec, c *config, attr *syscall.SysProcAttr) (*process, error) {
+	exe, err := sealedExe()
+	if err != nil {
+		return nil, fmt.Errorf("start sandbox: %w", err)
+	}
+	st, err := newStreams(s)
+	if err != nil {
+		return nil, fmt.Errorf("start sandbox: %w", err)
+	}
+	ours, theirs, err := socketPair()
+	if err != nil {
+		st.abort()
+		return nil, fmt.Errorf("start sandbox: %w", err)
+	}
+	defer ours.Close()
+	proc, err := startProcess(exe, &os.ProcAttr{
+		Dir: "/",
+		// The child lives for milliseconds: one thread, no collection.
+		Env:   []string{"GOMAXPROCS=1", "GOGC=off"},
+		Files: append(st.child[:], theirs),
+		Sys:   attr,
+	})
+	theirs.Close()
+	st.closeChild()
+	if err != nil {
+		st.abort()
+		if errors.Is(err, unix.EPERM) && os.Geteuid() != 0 {
+			err = fmt.Errorf("%w (this sandbox needs root)", err)
+		}
+		return nil, fmt.Errorf("start sandbox: %w", err)
+	}
+	p := &process{ctx: ctx, proc: proc, streams: st}
+	p.stop = context.AfterFunc(ctx, p.kill)
+	if err := p.handshake(ours, c); err != nil {
+		p.abandon()
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return nil, err
+	}
+	return p, nil
+}
+
+// handshake tells the child what to do and hears how that went.
+func (p *process) handshake(conn *os.File, c *config) error {
+	if !c.Privileged {
+		// Only now, so that it is done while the child starts.
+		filter, err := seccompFilter(c.Caps)
+		if err != nil {
+			return fmt.Errorf("start sandbox: %w", err)
+		}
+		c.Seccomp = filter
+	}
+	// A child that ends before it has read everything says why.
+	sendErr := writeMessage(conn, 0, c)
+	r := &rightsReader{conn: conn}
+	defer r.close()
+	ready := false
+	for {
+		kind, payload, err := readMessage(r)
+		switch {
+		case err == io.EOF && ready:
+			p.streams.start(r.take())
+			return nil
+		case err != nil:
+			if sendErr != nil {
+				err = sendErr
+			}
+			return fmt.Errorf("start sandbox: its first process ended early: %w", err)
+		case kind == msgReady:
+			var s setup
+			if err := json.Unmarshal(payload, &s); err != nil {
+				return fmt.Errorf("start sandbox: %w", err)
+			}
+			ready, p.made = true, s.Made
+		case kind == msgPid:
+			if err := p.adopt(payload); err != nil {
+				return fmt.Errorf("start sandbox: %w", err)
+			}
+		case kind == msgError:
+			return childError(payload)
+		}
+	}
+}
+
+func childError(payload []byte) error {
+	var f failure
+	if err := json.Unmarshal(payload, &f); err != nil {
+		return fmt.Errorf("start sandbox: %w", err)
+	}
+	if f.Code != 0 {
+		return &ExecError{Code: f.Code, Err: f.Text}
+	}
+	return fmt.Errorf("start sandbox: %s", f.Text)
+}
+
+// adopt goes over from the child, which ends, to the process that it started in
+// another sandbox's namespaces, as a child of ours.
+func (p *process) adopt(payload []byte) error {
+	pid, err := strconv.Atoi(string(payload))
+	if err != nil {
+		return err
+	}
+	proc, err := os.FindProcess(pid)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	joiner := p.proc
+	p.proc = proc
+	p.mu.Unlock()
+	joiner.Wait()
+	return nil
+}
+
+// starter is the thread that starts all children. The kernel kills a child with
+// Pdeathsig when the thread ends that started it, and a thread of the runtime
+// may end at any time; this one lasts as long as the process.
+var starter struct {
+	once     sync.Once
+	requests chan func()
+}
+
+func startProcess(exe string, attr *os.ProcAttr) (proc *os.Process, err error) {
+	starter.once.Do(func() {
+		starter.requests = make(chan func())
+		go func() {
+			runtime.LockOSThread()
+			for f := range starter.requests {
+				f()
+			}
+		}()
+	})
+	done := make(chan struct{})
+	starter.requests <- func() {
+		proc, err = os.StartProcess(exe, []string{reexecName}, attr)
+		close(done)
+	}
+	<-done
+	return proc, err
+}
+
+// socketPair returns two ends, the first for this process's poller, the second
+// to be inherited.
+func socketPair() (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "sandbox"), os.NewFile(uintptr(fds[1]), "sandbox"), nil
+}
+
+// rightsReader reads from a Unix socket and keeps the descriptor that comes
+// along.
+type rightsReader struct {
+	conn *os.File
+	file *os.File
+}
+
+func (r *rightsReader) Read(p []byte) (n int, err error) {
+	raw, err := r.conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	oob := make([]byte, unix.CmsgSpace(4))
+	var oobn int
+	rawErr := raw.Read(func(fd uintptr) bool {
+		n, oobn, _, _, err = unix.Recvmsg(int(fd), p, oob, unix.MSG_CMSG_CLOEXEC)
+		return err != unix.EAGAIN && err != unix.EINTR
+	})
+	if rawErr != nil {
+		return 0, rawErr
+	}
+	if err != nil {
+		return 0, err
+	}
+	if oobn > 0 {
+		if err := r.keep(oob[:oobn]); err != nil {
+			return n, err
+		}
+	}
+	if n == 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+func (r *rightsReader) keep(oob []byte) error {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return err
+	}
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			return err
+		}
+		for _, fd := range fds {
+			r.close()
+			if err := unix.SetNonblock(fd, true); err != nil {
+				return err
+			}
+			r.file = os.NewFile(uintptr(fd), "terminal")
+		}
+	}
+	return nil
+}
+
+// take returns the descriptor, and no longer closes it.
+func (r *rightsReader) take() *os.File {
+	f := r.file
+	r.file = nil
+	return f
+}
+
+func (r *rightsReader) close() {
+	if r.file != nil {
+		r.file.Close()
+		r.file = nil
+	}
+}

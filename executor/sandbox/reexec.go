@@ -1,0 +1,233 @@
+package sandbox
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// reexecName is the argv[0] by which this program knows that it is a sandbox's
+// child. controlFD is its socket to the parent.
+const (
+	reexecName = "build-sandbox"
+	controlFD  = 3
+)
+
+// Reexec becomes the first process of a sandbox, and does not return, when this
+// process was started to be one. Else it returns at once. It is to be called
+// first thing in main.
+func Reexec() {
+	if len(os.Args) == 0 || os.Args[0] != reexecName {
+		return
+	}
+	// Namespaces, capabilities and the seccomp filter belong to a thread; the
+	// one that they were set on has to be the one that executes the command.
+	runtime.LockOSThread()
+	control := &control{fd: controlFD}
+	err := child(control)
+	control.fail(err)
+	os.Exit(1)
+}
+
+// child does what the parent asks for. It returns only with an error.
+func child(ctl *control) error {
+	// The host's descriptors that our parent's parent left open must not reach
+	// the command, nor may its processes read ours.
+	if err := closeOnExec(controlFD); err != nil {
+		return err
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("prctl PR_SET_DUMPABLE: %w", err)
+	}
+	_, payload, err := readMessage(ctl)
+	if err != nil {
+		return fmt.Errorf("read what to run: %w", err)
+	}
+	var c config
+	if err := json.Unmarshal(payload, &c); err != nil {
+		return fmt.Errorf("read what to run: %w", err)
+	}
+	for _, path := range c.Cgroups {
+		if err := os.WriteFile(path, []byte("0"), 0); err != nil {
+			return fmt.Errorf("join cgroup: %w", err)
+		}
+	}
+	switch {
+	case c.Target != 0:
+		return join(ctl, &c)
+	}
+	return initialise(ctl, &c)
+}
+
+// initialise makes the root filesystem in the new namespaces and executes the
+// command in it.
+func initialise(ctl *control, c *config) error {
+	console, made, err := c.enter()
+	if err != nil {
+		return err
+	}
+	if err := ctl.ready(setup{Made: made}, console); err != nil {
+		return err
+	}
+	if c.Init {
+		return c.superviseCommand(ctl)
+	}
+	if c.Terminal {
+		if err := takeTerminal(); err != nil {
+			return err
+		}
+	}
+	return c.exec()
+}
+
+// enter moves this process into the sandbox: network, mounts, root, host name.
+// It returns the master of the terminal, if there is to be one, or -1.
+func (c *config) enter() (console int, made []madeDir, err error) {
+	if c.NetNS != "" && c.NetNS != Host {
+		if err := setns(c.NetNS, unix.CLONE_NEWNET); err != nil {
+			return -1, nil, fmt.Errorf("join network namespace: %w", err)
+		}
+	}
+	if c.NetNS == "" {
+		if err := loopbackUp(); err != nil {
+			return -1, nil, err
+		}
+	}
+	// Only now that this process is in its cgroup, which becomes the top one.
+	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil && !errors.Is(err, unix.EINVAL) {
+		return -1, nil, fmt.Errorf("unshare cgroup namespace: %w", err)
+	}
+	if c.Hostname != "" {
+		if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
+			return -1, nil, fmt.Errorf("set host name %q: %w", c.Hostname, err)
+		}
+	}
+	// A session keyring of its own: the host's may hold secrets.
+	if _, err := unix.KeyctlJoinSessionKeyring("_ses.build"); err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
+		return -1, nil, fmt.Errorf("new session keyring: %w", err)
+	}
+	unix.Umask(0o022)
+	r, err := c.mountAll()
+	if err != nil {
+		return -1, nil, err
+	}
+	console = -1
+	if c.Terminal {
+		if console, err = r.openConsole(c.User); err != nil {
+			return -1, nil, err
+		}
+	}
+	if err := r.pivot(c.ReadOnly); err != nil {
+		return -1, nil, err
+	}
+	return console, r.made(), c.chdir()
+}
+
+// closeOnExec marks all descriptors from first on, so that execve(2) closes
+// them.
+func closeOnExec(first int) error {
+	err := unix.CloseRange(uint(first), ^uint(0)>>32, unix.CLOSE_RANGE_CLOEXEC)
+	if err == nil {
+		return nil
+	}
+	// Before Linux 5.11.
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return fmt.Errorf("close descriptors: %w", err)
+	}
+	for _, e := range entries {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd >= first {
+			unix.CloseOnExec(fd)
+		}
+	}
+	return nil
+}
+
+func setns(path string, kind int) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if err := unix.Setns(fd, kind); err != nil {
+		return fmt.Errorf("setns %s: %w", path, err)
+	}
+	return nil
+}
+
+// loopbackUp brings the loopback device of a new network namespace up.
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("set up loopback: socket: %w", err)
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq("lo")
+	if err != nil {
+		return fmt.Errorf("set up loopback: %w", err)
+	}
+	req.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); err != nil {
+		return fmt.Errorf("set up loopback: %w", err)
+	}
+	return nil
+}
+
+// control is the child's end of the socket to its parent. It is used without
+// the runtime's poller, which would start threads.
+type control struct{ fd int }
+
+func (c *control) Read(p []byte) (int, error) {
+	n, err := retry(func() (int, error) { return unix.Read(c.fd, p) })
+	if n == 0 && err == nil && len(p) > 0 {
+		err = io.EOF
+	}
+	return n, err
+}
+
+func (c *control) Write(p []byte) (int, error) {
+	for done := 0; done < len(p); {
+		n, err := retry(func() (int, error) { return unix.Write(c.fd, p[done:]) })
+		if err != nil {
+			return done, err
+		}
+		done += n
+	}
+	return len(p), nil
+}
+
+func retry(f func() (int, error)) (int, error) {
+	for {
+		n, err := f()
+		if err != unix.EINTR {
+			return max(n, 0), err
+		}
+	}
+}
+
+// ready sends s and, if it is not -1, the descriptor fd, which it closes.
+func (c *control) ready(s setup, fd int) error {
+	if fd >= 0 {
+		defer unix.Close(fd)
+		if err := unix.Sendmsg(c.fd, []byte{0}, unix.UnixRights(fd), nil, 0); err != nil {
+			return fmt.Errorf("send terminal: %w", err)
+		}
+	}
+	return writeMessage(c, msgReady, s)
+}
+
+// fail reports err. If even that does not work, the parent sees the stream end.
+func (c *control) fail(err error) {
+	f := failure{Text: err.Error()}
+	var e *ExecError
+	if errors.As(err, &e) {
+		f = failure{Text: e.Err, Code: e.Code}
+	}
+	writeMessage(c, msgError, f)
+}

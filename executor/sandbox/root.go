@@ -1,0 +1,227 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/861fb494/build/internal/oci"
+	"golang.org/x/sys/unix"
+)
+
+// rootfs is a root filesystem in the making. Until pivot it is mounted over "/"
+// of the private mount namespace, which hides nothing: a lookup that begins at
+// "/" does not cross onto what is mounted there. So paths are still the host's,
+// and those of the root are reached through fd alone.
+type rootfs struct {
+	fd    int
+	upper string // host directory that takes what is written to the root; "" if unknown
+	nodev bool
+	dirs  []*madeDir // parents of mount points that were made, in order
+}
+
+// mountRoot detaches the mount namespace from the host's and mounts m in it.
+func mountRoot(m oci.Mount, nodev bool) (*rootfs, error) {
+	// Slave, so that what the host unmounts meanwhile is not held by us; and
+	// nothing of ours reaches the host.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return nil, fmt.Errorf("make mount namespace private: %w", err)
+	}
+	if nodev {
+		m.Options = append([]string{"nodev"}, m.Options...)
+	}
+	r := &rootfs{upper: upperOf(m), nodev: nodev}
+	var err error
+	switch m.Type {
+	case "overlay":
+		r.fd, err = overlayTree(m)
+	case "bind":
+		r.fd, err = bindTree(m)
+	default:
+		r.fd, err = filesystemTree(m)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mount root: %w", err)
+	}
+	if err := attach(r.fd, unix.AT_FDCWD, "/"); err != nil {
+		return nil, fmt.Errorf("mount root: %w", err)
+	}
+	return r, nil
+}
+
+// pivot makes r the root of this process and lets go of the old one.
+func (r *rootfs) pivot(readOnly bool) error {
+	if readOnly {
+		if err := setAttr(r.fd, unix.MOUNT_ATTR_RDONLY, 0, false); err != nil {
+			return fmt.Errorf("make root read-only: %w", err)
+		}
+	}
+	if err := unix.Fchdir(r.fd); err != nil {
+		return fmt.Errorf("enter root: %w", err)
+	}
+	// The old root ends up on top of the new one (pivot_root(2), "pivot_root
+	// (".", ".")"), and is taken away from there.
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount old root: %w", err)
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return fmt.Errorf("enter root: %w", err)
+	}
+	unix.Close(r.fd)
+	r.fd = -1
+	return nil
+}
+
+// overlayTree makes an overlay mount that is attached nowhere yet. A lower
+// directory each is one fsconfig(2) call, so their number is not limited by a
+// page of options; before Linux 6.5 it is.
+func overlayTree(m oci.Mount) (int, error) {
+	lowers := splitLower(optionValue(m.Options, "lowerdir"))
+	plain := strings.Contains(optionValue(m.Options, "lowerdir"), "::") // data-only layers
+	for _, l := range lowers {
+		plain = plain || len(l) > maxFSConfig
+	}
+	if !plain {
+		fd, err := overlayByLayer(m, lowers)
+		if err == nil || !errors.Is(err, errNoLowerPlus) {
+			return fd, err
+		}
+	}
+	return overlayByMount(m, lowers)
+}
+
+// maxFSConfig is the longest string that fsconfig(2) takes.
+const maxFSConfig = 255
+
+var errNoLowerPlus = errors.New("overlay: no lowerdir+ here")
+
+func overlayByLayer(m oci.Mount, lowers []string) (int, error) {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("overlay: fsopen: %w", err)
+	}
+	defer unix.Close(fs)
+	for i, l := range lowers {
+		err := unix.FsconfigSetString(fs, "lowerdir+", l)
+		if err != nil && i == 0 && unknownParameter(fs) {
+			return -1, errNoLowerPlus
+		}
+		if err != nil {
+			return -1, fsError(fs, "overlay: lower directory "+l, err)
+		}
+	}
+	attr, options := splitOptions(m.Options)
+	for _, o := range options {
+		if strings.HasPrefix(o, "lowerdir=") {
+			continue
+		}
+		if err := fsOption(fs, o); err != nil {
+			return -1, fmt.Errorf("overlay: %w", err)
+		}
+	}
+	return fsCreate(fs, "overlay", attr.set)
+}
+
+// overlayByMount is the way of mount(2). The options have to fit into a page:
+// where they do not, paths are given relative to the directory they share.
+func overlayByMount(m oci.Mount, lowers []string) (int, error) {
+	attr, options := splitOptions(m.Options)
+	data := strings.Join(options, ",")
+	dir := ""
+	if len(data) >= os.Getpagesize() {
+		dir = commonDir(lowers)
+		for i, l := range lowers {
+			lowers[i] = escapeLower(strings.TrimPrefix(strings.TrimPrefix(l, dir), "/"))
+		}
+		for i, o := range options {
+			if strings.HasPrefix(o, "lowerdir=") {
+				options[i] = "lowerdir=" + strings.Join(lowers, ":")
+			}
+		}
+		data = strings.Join(options, ",")
+	}
+	if len(data) >= os.Getpagesize() {
+		return -1, fmt.Errorf("overlay: options of %d bytes for %d layers are more than this kernel takes (Linux 6.5 has no such limit)", len(data), len(lowers))
+	}
+	if dir != "" {
+		if err := unix.Chdir(dir); err != nil {
+			return -1, &os.PathError{Op: "chdir", Path: dir, Err: err}
+		}
+	}
+	// Mounted on "/" it is then picked up by path: "/.." stays at the root of
+	// this process, "/" followed by a mount there is what is on top.
+	if err := unix.Mount("overlay", "/", "overlay", attr.mountFlags(), data); err != nil {
+		return -1, fmt.Errorf("mount overlay: %w", err)
+	}
+	return pickUp()
+}
+
+// pickUp takes the mount on top of "/" off it and returns it detached.
+func pickUp() (int, error) {
+	// A lookup of ".." does cross onto what is mounted on where it arrives.
+	top, err := unix.Open("/..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open new root: %w", err)
+	}
+	defer unix.Close(top)
+	fd, err := unix.OpenTree(top, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return -1, fmt.Errorf("open_tree of new root: %w", err)
+	}
+	return fd, nil
+}
+
+// splitLower splits the value of lowerdir=, in which a backslash makes a colon,
+// a comma or a backslash part of a path.
+func splitLower(v string) []string {
+	if v == "" {
+		return nil
+	}
+	var out []string
+	var b strings.Builder
+	for i := 0; i < len(v); i++ {
+		switch {
+		case v[i] == '\\' && i+1 < len(v):
+			i++
+			b.WriteByte(v[i])
+		case v[i] == ':':
+			out = append(out, b.String())
+			b.Reset()
+		default:
+			b.WriteByte(v[i])
+		}
+	}
+	return append(out, b.String())
+}
+
+func escapeLower(path string) string {
+	return strings.NewReplacer(`\`, `\\`, `:`, `\:`, `,`, `\,`).Replace(path)
+}
+
+// commonDir returns the deepest directory that holds all paths.
+func commonDir(paths []string) string {
+	if len(paths) == 0 {
+		return ""
+	}
+	dir := filepath.Dir(paths[0])
+	for _, p := range paths {
+		for dir != "/" && !strings.HasPrefix(p, dir+"/") {
+			dir = filepath.Dir(dir)
+		}
+	}
+	return dir
+}
+
+func optionValue(options []string, key string) string {
+	for _, o := range options {
+		if v, ok := strings.CutPrefix(o, key+"="); ok {
+			return v
+		}
+	}
+	return ""
+}

@@ -1,0 +1,117 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/861fb494/build/internal/oci"
+)
+
+// fileType is the type of mounts that are a file in memory, with oci.Mount.Data
+// for its content: nothing of it touches a disk, and it goes with the sandbox.
+const fileType = "file"
+
+// fileTree makes such a file and returns it as a mount of its own.
+func fileTree(m oci.Mount) (int, error) {
+	var uid, gid int
+	mode := uint32(0o600)
+	a, options := splitOptions(m.Options)
+	for _, o := range options {
+		key, value, _ := strings.Cut(o, "=")
+		base := 10
+		if key == "mode" {
+			base = 8
+		}
+		n, err := strconv.ParseUint(value, base, 31)
+		if err != nil {
+			return -1, fmt.Errorf("mount file: option %q: %w", o, err)
+		}
+		switch key {
+		case "uid":
+			uid = int(n)
+		case "gid":
+			gid = int(n)
+		case "mode":
+			mode = uint32(n)
+		default:
+			return -1, fmt.Errorf("mount file: option %q is not known", o)
+		}
+	}
+	memory, err := filesystemTree(oci.Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=0700"}})
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(memory)
+	if err := writeAt(memory, m.Data, uid, gid, mode); err != nil {
+		return -1, fmt.Errorf("mount file: %w", err)
+	}
+	fd, err := subTree(memory, "file")
+	if err != nil {
+		return -1, err
+	}
+	if err := setAttr(fd, a.set, a.clear, false); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("mount file: %w", err)
+	}
+	return fd, nil
+}
+
+func writeAt(dir int, data []byte, uid, gid int, mode uint32) error {
+	fd, err := unix.Openat(dir, "file", unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), "file")
+	_, err = f.Write(data)
+	if err == nil {
+		err = unix.Fchown(fd, uid, gid)
+	}
+	if err == nil {
+		err = unix.Fchmod(fd, mode&0o7777)
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// subTree is the directory or file at path in the detached mount fd, as a
+// mount. Symbolic links are resolved in the mount.
+func subTree(fd int, path string) (int, error) {
+	sub, err := cloneSub(fd, path)
+	if !errors.Is(err, unix.EINVAL) {
+		return sub, err
+	}
+	// Before Linux 6.15 only what is attached somewhere can be cloned. This
+	// process's mount namespace is its own, and /proc is there.
+	if err := attach(fd, unix.AT_FDCWD, "/proc"); err != nil {
+		return -1, err
+	}
+	sub, err = cloneSub(fd, path)
+	if uerr := unix.Unmount("/proc", unix.MNT_DETACH); err == nil && uerr != nil {
+		unix.Close(sub)
+		return -1, fmt.Errorf("detach: %w", uerr)
+	}
+	return sub, err
+}
+
+func cloneSub(fd int, path string) (int, error) {
+	at, err := unix.Openat2(fd, strings.TrimPrefix(path, "/"), &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return -1, fmt.Errorf("open %s in the mount: %w", path, err)
+	}
+	defer unix.Close(at)
+	sub, err := unix.OpenTree(at, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return -1, fmt.Errorf("open_tree of %s in the mount: %w", path, err)
+	}
+	return sub, nil
+}

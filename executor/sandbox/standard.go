@@ -1,0 +1,266 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+
+	"github.com/861fb494/build/internal/oci"
+	"golang.org/x/sys/unix"
+)
+
+// standardMounts are those that BuildKit and containerd give to every container
+// (OCI runtime specification, "Default Filesystems").
+func (c *config) standardMounts() []oci.Mount {
+	sys := oci.Mount{Type: "sysfs", Source: "sysfs", Target: "/sys", Options: []string{"nosuid", "noexec", "nodev", "ro"}}
+	if c.NetNS == Host {
+		// sysfs shows the network namespace of who mounts it, and may be mounted
+		// by that namespace's owner alone. A bind mount shows the same.
+		sys = oci.Mount{Type: "bind", Source: "/sys", Target: "/sys", Options: []string{"bind", "nosuid", "noexec", "nodev", "ro"}}
+	}
+	if c.Privileged {
+		sys.Options[len(sys.Options)-1] = "rw"
+	}
+	dev := []string{"nosuid", "strictatime", "mode=755", "size=65536k"}
+	if c.NoDev {
+		dev = append(dev, "nodev")
+	}
+	return []oci.Mount{
+		{Type: "proc", Source: "proc", Target: "/proc", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Type: "tmpfs", Source: "tmpfs", Target: "/dev", Options: dev},
+		{Type: "devpts", Source: "devpts", Target: "/dev/pts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Type: "tmpfs", Source: "shm", Target: "/dev/shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=" + strconv.FormatInt(c.ShmSize, 10)}},
+		{Type: "mqueue", Source: "mqueue", Target: "/dev/mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+		sys,
+	}
+}
+
+// Paths that tell or change what concerns the whole machine, as containerd has
+// them.
+var (
+	maskedPaths = []string{
+		"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+		"/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi",
+		"/sys/firmware", "/sys/devices/virtual/powercap",
+	}
+	readOnlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+)
+
+// mountAll makes all mounts, in a mount namespace that is this process's own.
+func (c *config) mountAll() (*rootfs, error) {
+	r, err := mountRoot(c.Root, c.NoDev)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range c.standardMounts() {
+		if err := r.mount(m); err != nil {
+			return nil, fmt.Errorf("mount %w", err)
+		}
+	}
+	if err := r.devices(c.Privileged); err != nil {
+		return nil, err
+	}
+	if err := r.mountCgroups(c); err != nil {
+		return nil, err
+	}
+	for _, m := range c.Mounts {
+		if err := r.mount(m); err != nil {
+			return nil, fmt.Errorf("mount %w", err)
+		}
+	}
+	if !c.Privileged {
+		if err := r.mask(); err != nil {
+			return nil, err
+		}
+	}
+	r.noteMade()
+	return r, nil
+}
+
+// mask hides maskedPaths and protects readOnlyPaths.
+func (r *rootfs) mask() error {
+	for _, p := range readOnlyPaths {
+		if err := r.rebind(p, unix.MOUNT_ATTR_RDONLY); err != nil {
+			return fmt.Errorf("read-only path: %w", err)
+		}
+	}
+	empty := -1 // one read-only tmpfs for all directories
+	defer func() { closeFD(empty) }()
+	for _, p := range maskedPaths {
+		if err := r.maskPath(p, &empty); err != nil {
+			return fmt.Errorf("mask %s: %w", p, err)
+		}
+	}
+	return nil
+}
+
+func (r *rootfs) maskPath(p string, empty *int) error {
+	at, err := r.open(p)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer unix.Close(at)
+	var st unix.Stat_t
+	if err := unix.Fstat(at, &st); err != nil {
+		return err
+	}
+	cover := -1
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		cover, err = bindTree(oci.Mount{Source: "/dev/null"})
+	} else if *empty < 0 {
+		cover, err = filesystemTree(oci.Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "nosuid", "nodev", "noexec", "mode=755", "size=0k", "nr_inodes=1"}})
+	} else {
+		cover, err = unix.OpenTree(*empty, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	}
+	if err != nil {
+		return err
+	}
+	err = attach(cover, at, "")
+	if err == nil && *empty < 0 && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		*empty = cover
+		return nil
+	}
+	unix.Close(cover)
+	return err
+}
+
+func closeFD(fd int) {
+	if fd >= 0 {
+		unix.Close(fd)
+	}
+}
+
+type device struct {
+	name         string
+	mode         uint32
+	major, minor uint32
+}
+
+// Devices and links that every container has (OCI runtime specification,
+// "Default Devices" and "Dev symbolic links").
+var (
+	defaultDevices = []device{
+		{"null", unix.S_IFCHR, 1, 3}, {"zero", unix.S_IFCHR, 1, 5}, {"full", unix.S_IFCHR, 1, 7},
+		{"random", unix.S_IFCHR, 1, 8}, {"urandom", unix.S_IFCHR, 1, 9}, {"tty", unix.S_IFCHR, 5, 0},
+	}
+	devLinks = [][2]string{
+		{"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"},
+		{"/proc/self/fd/2", "stderr"}, {"/proc/kcore", "core"}, {"pts/ptmx", "ptmx"},
+	}
+)
+
+// devices fills /dev.
+func (r *rootfs) devices(privileged bool) error {
+	dev, err := r.open("/dev")
+	if err != nil {
+		return fmt.Errorf("open /dev: %w", err)
+	}
+	defer unix.Close(dev)
+	for _, d := range defaultDevices {
+		if err := r.device(dev, d.name, unix.S_IFCHR|0o666, unix.Mkdev(d.major, d.minor)); err != nil {
+			return fmt.Errorf("make /dev/%s: %w", d.name, err)
+		}
+	}
+	for _, l := range devLinks {
+		if err := unix.Symlinkat(l[0], dev, l[1]); err != nil {
+			return fmt.Errorf("make link /dev/%s: %w", l[1], err)
+		}
+	}
+	if privileged {
+		return r.hostDevices(dev)
+	}
+	return nil
+}
+
+// device makes a device node, or where that is not allowed or would not count,
+// binds the host's.
+func (r *rootfs) device(dev int, name string, mode uint32, number uint64) error {
+	if !r.nodev {
+		err := unix.Mknodat(dev, name, mode, int(number))
+		if err == nil {
+			// mknod(2) heeds the umask.
+			return unix.Fchmodat(dev, name, mode&0o7777, 0)
+		}
+		if err != unix.EPERM {
+			return err
+		}
+	}
+	return r.mount(oci.Mount{Type: "bind", Source: "/dev/" + name, Target: "/dev/" + name})
+}
+
+// hostDevices makes the other devices of the host's /dev. What is gone again
+// meanwhile is left out.
+func (r *rootfs) hostDevices(dev int) error {
+	return filepath.WalkDir("/dev", func(p string, d fs.DirEntry, err error) error {
+		if err != nil || p == "/dev" {
+			return ignoreGone(err)
+		}
+		name := p[len("/dev/"):]
+		switch {
+		case d.IsDir() && (name == "pts" || name == "shm" || name == "mqueue" || name == "fd" || name == ".udev"):
+			return filepath.SkipDir
+		case d.IsDir():
+			return ignoreExists(unix.Mkdirat(dev, name, 0o755))
+		case d.Type()&fs.ModeDevice == 0 || name == "console" || name == "ptmx":
+			return nil
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(p, &st); err != nil {
+			return ignoreGone(err)
+		}
+		if err := ignoreExists(unix.Mknodat(dev, name, st.Mode, int(st.Rdev))); err != nil {
+			return fmt.Errorf("make %s: %w", path.Join("/dev", name), err)
+		}
+		return nil
+	})
+}
+
+func ignoreExists(err error) error {
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	return err
+}
+
+// mountCgroups shows the process its own cgroups: those of version 2 in a
+// cgroup namespace, those of version 1 by binding their directories.
+func (r *rootfs) mountCgroups(c *config) error {
+	mode := "ro"
+	if c.Privileged {
+		mode = "rw"
+	}
+	options := []string{"nosuid", "nodev", "noexec", mode}
+	if c.CgroupV2 {
+		m := oci.Mount{Type: "cgroup2", Source: "cgroup", Target: "/sys/fs/cgroup", Options: options}
+		if err := r.mount(m); err != nil {
+			return fmt.Errorf("mount %w", err)
+		}
+		return nil
+	}
+	if len(c.CgroupV1) == 0 {
+		return nil
+	}
+	if err := r.mount(oci.Mount{Type: "tmpfs", Source: "cgroup", Target: "/sys/fs/cgroup", Options: []string{"nosuid", "nodev", "noexec", "mode=755"}}); err != nil {
+		return fmt.Errorf("mount %w", err)
+	}
+	for controller, dir := range c.CgroupV1 {
+		if err := r.mount(oci.Mount{Type: "bind", Source: dir, Target: "/sys/fs/cgroup/" + controller, Options: options}); err != nil {
+			return fmt.Errorf("mount %w", err)
+		}
+	}
+	at, err := r.open("/sys/fs/cgroup")
+	if err != nil {
+		return fmt.Errorf("open /sys/fs/cgroup: %w", err)
+	}
+	defer unix.Close(at)
+	if err := setAttr(at, unix.MOUNT_ATTR_RDONLY, 0, false); err != nil {
+		return fmt.Errorf("make /sys/fs/cgroup read-only: %w", err)
+	}
+	return nil
+}

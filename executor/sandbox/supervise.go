@@ -1,0 +1,74 @@
+package sandbox
+
+import (
+	"errors"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// superviseCommand starts the command as a child and stays process 1, to reap
+// what is orphaned and to pass signals on, until the command ends; then it ends
+// with its exit code. It returns only with an error.
+func (c *config) superviseCommand(ctl *control) error {
+	signals := make(chan os.Signal, 32)
+	signal.Notify(signals)
+	pid, err := c.fork(&syscall.SysProcAttr{Setsid: true, Setctty: c.Terminal})
+	if err != nil {
+		return err
+	}
+	for fd := range controlFD + 1 {
+		unix.Close(fd)
+	}
+	go func() {
+		for s := range signals {
+			if s != syscall.SIGCHLD && s != syscall.SIGURG {
+				syscall.Kill(pid, s.(syscall.Signal))
+			}
+		}
+	}()
+	for {
+		var status syscall.WaitStatus
+		got, err := syscall.Wait4(-1, &status, 0, nil)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+		case err != nil:
+			os.Exit(126)
+		case got == pid && status.Signaled():
+			os.Exit(128 + int(status.Signal()))
+		case got == pid && status.Exited():
+			os.Exit(status.ExitStatus())
+		}
+	}
+}
+
+// fork starts the command as a child of this thread, with what restrict leaves.
+func (c *config) fork(attr *syscall.SysProcAttr) (pid int, err error) {
+	if err := c.restrict(); err != nil {
+		return 0, err
+	}
+	path, err := lookPath(c.Args[0], c.Env)
+	if err != nil {
+		return 0, err
+	}
+	// The child takes on the user by itself; of user 0 it has what this thread
+	// has now.
+	if err := c.setCaps(0); err != nil {
+		return 0, err
+	}
+	if c.Ambient && c.User.UID != 0 {
+		for n := range uintptr(64) {
+			if c.Caps&(1<<n) != 0 {
+				attr.AmbientCaps = append(attr.AmbientCaps, n)
+			}
+		}
+	}
+	attr.Credential = &syscall.Credential{Uid: c.User.UID, Gid: c.User.GID, Groups: c.User.Groups}
+	pid, err = syscall.ForkExec(path, c.Args, &syscall.ProcAttr{Env: c.Env, Files: []uintptr{0, 1, 2}, Sys: attr})
+	if err != nil {
+		return 0, execFailed(path, err)
+	}
+	return pid, nil
+}
