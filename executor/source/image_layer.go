@@ -1,8 +1,6 @@
 package source
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/861fb494/build/cache/image"
@@ -192,81 +188,48 @@ func (d *download) Close() error {
 
 // tarReader decompresses a layer and verifies its diff ID at the end.
 type tarReader struct {
-	blob  io.ReadCloser
-	in    *bufio.Reader // blob
-	r     io.Reader     // the tar, from in
-	close func()        // of the decompressor
-	want  oci.Digest
-	hash  hash.Hash
-	err   error
+	io.ReadCloser // the tar
+	want          oci.Digest
+	hash          hash.Hash
+	err           error // what all further Reads give
 }
 
-// newTar recognises gzip, zstd and plain tars by their first bytes, since media
-// types are not always right. It closes blob if it fails.
+// newTar closes blob if it fails. The compression is told by the bytes, as media
+// types are not always right.
 func newTar(blob io.ReadCloser, diffID oci.Digest) (io.ReadCloser, error) {
-	t := &tarReader{
-		blob: blob, in: bufio.NewReaderSize(blob, 1<<17), close: func() {},
-		want: diffID, hash: diffID.Algorithm().Hash(),
+	r, err := image.Decompress(blob)
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: %w", diffID, err)
 	}
-	head, err := t.in.Peek(4)
-	if err != nil && err != io.EOF {
-		blob.Close()
-		return nil, err
-	}
-	switch {
-	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
-		z, err := gzip.NewReader(t.in)
-		if err != nil {
-			blob.Close()
-			return nil, fmt.Errorf("layer %s: %w", diffID, err)
-		}
-		t.r = z
-	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}), len(head) == 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:], []byte{0x2a, 0x4d, 0x18}):
-		// The largest window that zstd itself makes without --ultra --long=31.
-		z, err := zstd.NewReader(t.in, zstd.WithDecoderMaxWindow(128<<20))
-		if err != nil {
-			blob.Close()
-			return nil, fmt.Errorf("layer %s: %w", diffID, err)
-		}
-		t.r, t.close = z, z.Close
-	default:
-		t.r = t.in
-	}
-	return t, nil
+	return &tarReader{ReadCloser: r, want: diffID, hash: diffID.Algorithm().Hash()}, nil
 }
 
 func (t *tarReader) Read(p []byte) (int, error) {
 	if t.err != nil {
 		return 0, t.err
 	}
-	n, err := t.r.Read(p)
+	n, err := t.ReadCloser.Read(p)
 	t.hash.Write(p[:n])
-	switch err {
-	case nil:
-	case io.EOF:
-		t.err = t.verify()
-	default:
-		t.err = fmt.Errorf("layer %s: %w", t.want, err)
+	if err == io.EOF {
+		if got := digest.NewDigest(t.want.Algorithm(), t.hash); got != t.want {
+			err = fmt.Errorf("decompressed it has digest %s", got)
+		}
 	}
-	return n, t.err
+	if err != nil && err != io.EOF {
+		err = fmt.Errorf("layer %s: %w", t.want, err)
+	}
+	t.err = err
+	return n, err
 }
 
-// verify is io.EOF if all is as it should be. The blob is read to its end, past
-// what the decompressor needed: only there it is verified itself.
-func (t *tarReader) verify() error {
-	if _, err := io.Copy(io.Discard, t.in); err != nil {
-		return fmt.Errorf("layer %s: %w", t.want, err)
+// Reopen gives a layer of an image, as a record kept it, the functions that
+// open its bytes.
+func (m *Images) Reopen(l oci.Layer) (oci.Layer, error) {
+	ref, err := oci.ParseReference(l.Origin)
+	if err != nil {
+		return l, err
 	}
-	if got := digest.NewDigest(t.want.Algorithm(), t.hash); got != t.want {
-		return fmt.Errorf("layer %s: decompressed it has digest %s", t.want, got)
-	}
-	return io.EOF
-}
-
-func (t *tarReader) Close() error {
-	t.close()
-	if t.err == nil {
-		t.err = errors.New("layer is closed")
-	}
-	return t.blob.Close()
+	open := m.layer(ref, *l.Blob, l.DiffID)
+	l.Tar, l.Compressed = open.Tar, open.Compressed
+	return l, nil
 }

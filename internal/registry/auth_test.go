@@ -117,7 +117,7 @@ func TestTokens(t *testing.T) {
 			c := newClient(o)
 			if tt.want != nil {
 				_, _, err := c.Manifest(t.Context(), ref(t, host+"/some/app:v1"))
-				if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), `denies access to user "u" (log in anew with "build login `+host) {
+				if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), `denies access: 401 Unauthorized for user "u" (log in anew with "build login `+host) {
 					t.Errorf("Manifest = %v, want %v", err, tt.want)
 				}
 				return

@@ -34,8 +34,8 @@ type Registry struct {
 	// HTTP asks for plain HTTP. nil: only where Insecure says so.
 	HTTP *bool `toml:"http"`
 	// Insecure takes any certificate; together with HTTP it tries HTTPS first.
-	// nil: registries on a loopback address are both, as with Docker, unless
-	// something else is said of them.
+	// A registry on a loopback address of which neither this nor HTTP nor a
+	// certificate is said may have any certificate, or plain HTTP, as with Docker.
 	Insecure *bool `toml:"insecure"`
 	// CA are files of certificate authorities to trust besides the system's.
 	CA []string `toml:"ca"`
@@ -190,4 +190,21 @@ func checkHost(s string) error {
 		return fmt.Errorf("%q is not HOST or HOST:PORT", s)
 	}
 	return nil
+}
+
+// ParseHost is the registry that a user names on a command line: "HOST",
+// "HOST:PORT", or an URL of either. Empty is Docker Hub, whose other names
+// become "docker.io".
+func ParseHost(s string) (string, error) {
+	if s == "" {
+		return DockerHub, nil
+	}
+	host := keyHost(strings.TrimSuffix(s, "/"))
+	if err := checkHost(host); err != nil {
+		return "", fmt.Errorf("registry %w", err)
+	}
+	if isHub(host) {
+		return DockerHub, nil
+	}
+	return host, nil
 }

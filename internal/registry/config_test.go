@@ -134,6 +134,25 @@ func TestLoopback(t *testing.T) {
 	}
 }
 
+func TestParseHost(t *testing.T) {
+	tests := []struct{ in, want string }{
+		{"", "docker.io"},
+		{"docker.io", "docker.io"},
+		{"https://index.docker.io/v1/", "docker.io"},
+		{"registry.example", "registry.example"},
+		{"https://registry.example:5000/", "registry.example:5000"},
+		{"http://127.0.0.1:5000/v2", "127.0.0.1:5000"},
+		{"registry.example/team", ""},
+		{"user@registry.example", ""},
+	}
+	for _, tt := range tests {
+		got, err := ParseHost(tt.in)
+		if got != tt.want || (err == nil) != (tt.want != "") {
+			t.Errorf("ParseHost(%q) = %q, %v, want %q", tt.in, got, err, tt.want)
+		}
+	}
+}
+
 // TestTLS: what each setting makes of a server with a certificate of its own.
 func TestTLS(t *testing.T) {
 	s := httptest.NewUnstartedServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))

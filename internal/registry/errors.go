@@ -121,20 +121,21 @@ func classifyStatus(e endpoint, action, login string, err error, status *transpo
 	}
 	switch status.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
+		denies := fmt.Sprintf("%s denies access: %d %s", e.name, status.StatusCode, http.StatusText(status.StatusCode))
 		switch {
 		case who.keychain != nil:
-			text = fmt.Sprintf("%s denies access, and its credentials could not be read: %v", e.name, who.keychain)
+			text = fmt.Sprintf("%s (the credentials for it could not be read: %v)", denies, who.keychain)
 		case who.user != "":
-			text = fmt.Sprintf("%s denies access to user %q (log in anew with %q)", e.name, who.user, login)
+			text = fmt.Sprintf("%s for user %q (log in anew with %q)", denies, who.user, login)
 		case action == "pull":
-			text = fmt.Sprintf("%s denies access, or has no such image (log in with %q)", e.name, login)
+			text = fmt.Sprintf("%s; the image may not exist, or needs a login (%q)", denies, login)
 		default:
-			text = fmt.Sprintf("%s denies access (log in with %q)", e.name, login)
+			text = fmt.Sprintf("%s (log in with %q)", denies, login)
 		}
 		return ErrUnauthorized, text
 	case http.StatusNotFound:
 		if action == "pull" {
-			return ErrNotFound, "no such image in " + e.name
+			return ErrNotFound, "not found in " + e.name
 		}
 		return ErrNotFound, fmt.Sprintf("no such repository in %s: %s", e.name, said(status))
 	case http.StatusTooManyRequests:

@@ -50,12 +50,14 @@ func newHost(name string, o Options, stall time.Duration) (*host, error) {
 		h.name, h.addr = DockerHub, "registry-1.docker.io"
 	}
 	plain, insecure := conf.HTTP != nil && *conf.HTTP, conf.Insecure != nil && *conf.Insecure
-	if conf.HTTP == nil && conf.Insecure == nil && !custom && loopback(name) {
-		plain, insecure = true, true
-	}
+	byDefault := conf.HTTP == nil && conf.Insecure == nil && !custom && loopback(name)
 	h.private = h.private || plain || insecure
-	tlsConfig.InsecureSkipVerify = insecure
+	tlsConfig.InsecureSkipVerify = insecure || byDefault
 	switch {
+	case byDefault:
+		// Plain HTTP first: simple servers wait for ever for the end of the line
+		// that a TLS handshake seems to them, and nobody listens in here.
+		h.schemes = []string{"http", "https"}
 	case plain && insecure:
 		h.schemes = []string{"https", "http"}
 	case plain:
@@ -216,25 +218,30 @@ func (h *host) send(ctx context.Context, r request, authorization string) (*http
 	return resp, nil
 }
 
-// pickScheme finds out whether a server speaks HTTPS, where both are allowed.
+// pickScheme finds out what a server speaks, where HTTP and HTTPS are allowed.
 func (h *host) pickScheme(ctx context.Context) (string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.scheme != "" {
 		return h.scheme, nil
 	}
+	if len(h.schemes) == 1 {
+		h.scheme = h.schemes[0]
+		return h.scheme, nil
+	}
 	var first error
-	for i, s := range h.schemes {
-		if i == len(h.schemes)-1 && first == nil {
-			h.scheme = s
-			break
-		}
+	refused := false // with 400, what servers answer on a port for TLS
+	for _, s := range h.schemes {
 		u := &url.URL{Scheme: s, Host: h.addr, Path: "/v2/"}
 		resp, err := h.send(ctx, request{method: http.MethodHead, url: u}, "")
 		if err == nil {
 			resp.Body.Close()
+			if s == "http" && resp.StatusCode == http.StatusBadRequest {
+				refused = true
+				continue
+			}
 			h.scheme = s
-			break
+			return s, nil
 		}
 		if dial := (*net.OpError)(nil); errors.As(err, &dial) && dial.Op == "dial" || ctx.Err() != nil {
 			return "", err // nobody is there; the other scheme has the same port
@@ -243,10 +250,11 @@ func (h *host) pickScheme(ctx context.Context) (string, error) {
 			first = err
 		}
 	}
-	if h.scheme == "" {
-		return "", first
+	if refused {
+		h.scheme = "http" // it meant something else
+		return h.scheme, nil
 	}
-	return h.scheme, nil
+	return "", first
 }
 
 func (h *host) isDown() bool {

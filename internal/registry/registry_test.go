@@ -370,7 +370,7 @@ func TestMirrors(t *testing.T) {
 		{"scheme in front", []string{"http://" + mirror + "/proxy/"}, "node:alpine", nil, ""},
 		{"dead mirror first", []string{dead, mirror + "/proxy"}, "node:alpine", nil, ""},
 		{"mirror lacks it", []string{mirror}, own + "/app:1", nil, ""},
-		{"all lack it", []string{dead, mirror}, own + "/app:2", ErrNotFound, "mirror " + mirror + ": no such image"},
+		{"all lack it", []string{dead, mirror}, own + "/app:2", ErrNotFound, "mirror " + mirror + ": not found in "},
 		{"dead mirror is named", []string{dead}, own + "/app:2", ErrNotFound, "mirror " + dead + ": " + dead + " cannot be reached"},
 	}
 	for _, tt := range tests {
@@ -422,8 +422,8 @@ func TestErrors(t *testing.T) {
 		want string // HOST stands for the host
 	}{
 		{"unreachable", closedPort(t), nil, ErrUnreachable, "pull HOST/a:1: HOST cannot be reached: dial tcp HOST: connect: connection refused"},
-		{"unknown", newServer(t, nil), nil, ErrNotFound, "pull HOST/a:1: no such image in HOST"},
-		{"anonymous", newServer(t, status(401, "")), nil, ErrUnauthorized, `pull HOST/a:1: HOST denies access, or has no such image (log in with "build login HOST")`},
+		{"unknown", newServer(t, nil), nil, ErrNotFound, "pull HOST/a:1: not found in HOST"},
+		{"anonymous", newServer(t, status(401, "")), nil, ErrUnauthorized, `pull HOST/a:1: HOST denies access: 401 Unauthorized; the image may not exist, or needs a login ("build login HOST")`},
 		{"rate", newServer(t, status(429, `{"errors":[{"code":"TOOMANYREQUESTS","message":"slow\ndown"}]}`)), nil, ErrRateLimited, `pull HOST/a:1: HOST wants fewer requests for now (rate limit): toomanyrequests: slow down ("build login HOST" may raise the limit)`},
 		{"broken", newServer(t, status(503, "")), nil, nil, "pull HOST/a:1: HOST answered: 503 Service Unavailable"},
 	}
