@@ -123,7 +123,7 @@ func TestBuildOptionErrors(t *testing.T) {
 		{"--build-arg =x", "--build-arg"},
 		{"--build-context x", "want NAME=VALUE"},
 		{"--build-context A=x", "lowercase"},
-		{"--platform beos", `--platform "beos": want OS/ARCH`},
+		{"--platform beos", `--platform: platform "beos": want OS/ARCH`},
 		{"--platform linux/amd64/v1/x", "want OS/ARCH"},
 		{"--platform linux/arm64,", "want OS/ARCH"},
 		{"--call outline", "not supported yet"},
