@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -121,9 +119,4 @@ CONTEXT is a directory, and its Dockerfile the one named Dockerfile unless
 	}
 	f.declare(c.Flags())
 	return c
-}
-
-// runBuild is where the command line ends and the builder begins.
-func runBuild(context.Context, *globals, buildOptions) error {
-	return errors.New("this binary was made without a builder")
 }

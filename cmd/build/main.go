@@ -4,8 +4,11 @@ package main
 
 import (
 	"os"
+
+	"github.com/861fb494/build/executor/sandbox"
 )
 
 func main() {
+	sandbox.Reexec() // does not return in a process that is to become a step's
 	os.Exit(execute(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }

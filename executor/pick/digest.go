@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"path"
 	"slices"
 
@@ -47,6 +48,9 @@ func (s Selection) Prepare() ([]Source, error) {
 				}
 			}
 			pattern = path.Clean("/" + pattern)
+			if pattern == "/" && base != "/" {
+				return nil, fmt.Errorf("--parents: nothing follows \"/./\" in %q", s.Sources[i])
+			}
 			if !hasWildcards(base) && !hasWildcards(pattern) {
 				out[i].Required = path.Join(base, pattern)
 			}

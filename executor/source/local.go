@@ -15,6 +15,7 @@ import (
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
+	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/executor/pick"
 	"github.com/861fb494/build/internal/oci"
@@ -24,11 +25,7 @@ import (
 
 // Stamp is what the file system says of a file; while it stays the same, so
 // does the content.
-type Stamp struct {
-	Size         int64
-	Mtime, Ctime time.Time
-	Ino, Dev     uint64
-}
+type Stamp = cache.Stamp
 
 // Stats remembers content digests of files by their stamps, from one build to
 // the next. A nil Stats in Local remembers nothing.
@@ -36,8 +33,8 @@ type Stats interface {
 	// Get is the digest of the file at the host path, if it was recorded with
 	// the same stamp.
 	Get(path string, s Stamp) (oci.Digest, bool)
-	// Put records a digest. A stamp too fresh to tell the file from a later
-	// one is not kept.
+	// Put records a digest. The stamp is old enough to tell the file from a
+	// later one.
 	Put(path string, s Stamp, d oci.Digest)
 }
 
@@ -46,17 +43,8 @@ type Local struct {
 	contexts map[string]*Context
 }
 
-// NewLocal takes the contexts by name and closes them in Close.
+// NewLocal takes the contexts by name. They stay the caller's to close.
 func NewLocal(contexts map[string]*Context) *Local { return &Local{contexts: contexts} }
-
-// Close releases the directories.
-func (l *Local) Close() error {
-	var errs []error
-	for _, c := range l.contexts {
-		errs = append(errs, c.tree.Close())
-	}
-	return errors.Join(errs...)
-}
 
 // Pin hashes the files that s selects.
 func (l *Local) Pin(ctx context.Context, s llb.Source) (llb.Source, error) {
@@ -118,6 +106,9 @@ func OpenContext(dir string, m *ignore.Matcher, stats Stats) (*Context, error) {
 	}
 	return &Context{dir: dir, tree: t, ignore: m, stats: stats, shown: map[string]bool{}, digests: map[string]pinned{}}, nil
 }
+
+// Close releases the directory.
+func (c *Context) Close() error { return c.tree.Close() }
 
 // Dir is the directory's path on the host.
 func (c *Context) Dir() string { return c.dir }

@@ -39,7 +39,7 @@ func (x *step) run(s state, c *instructions.RunCommand) (state, error) {
 	if err != nil {
 		return s, err
 	}
-	if len(args) == 0 {
+	if len(args) == 0 && !c.PrependShell {
 		return s, errors.New("RUN needs a command")
 	}
 	if script != nil {

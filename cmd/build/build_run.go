@@ -1,0 +1,191 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+
+	"github.com/861fb494/build/exporter"
+	"github.com/861fb494/build/internal/builder"
+	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/internal/progress"
+	"github.com/861fb494/build/internal/progress/display"
+	"github.com/861fb494/build/llb/dockerfile"
+)
+
+// open opens the state directory with the options that the user gave.
+func (g *globals) open(ctx context.Context, driver, runtime string) (*builder.Builder, error) {
+	root, err := g.stateDir()
+	if err != nil {
+		return nil, err
+	}
+	return builder.Open(ctx, root, builder.Options{Driver: driver, OCIRuntime: runtime, Registries: g.registryConfig})
+}
+
+// runBuild is where the command line ends and the builder begins.
+func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
+	b, err := g.open(ctx, o.Driver, o.Steps.OCIRuntime)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.Close(ctx)) }()
+	if err := b.Sweep(ctx); err != nil {
+		g.debugf("sweep: %v", err)
+	}
+	request, err := o.request(g)
+	if err != nil {
+		return err
+	}
+	if request.Check {
+		return runCheck(ctx, g, b, request)
+	}
+	var show display.Display = display.Quiet()
+	if f, ok := g.stderr.(*os.File); ok {
+		if show, err = display.New(o.Progress, f, display.Options{}); err != nil {
+			return err
+		}
+	} else if o.Progress != "quiet" {
+		show = display.Plain(g.stderr, display.Options{})
+	}
+	request.Sink = show
+	res, err := b.Build(ctx, request)
+	if cerr := show.Close(); err == nil && cerr != nil {
+		err = cerr
+	}
+	if err != nil {
+		return failed(g.stderr, show, err)
+	}
+	return o.Output.print(g, res)
+}
+
+// failed prints what there is to say of a failed build, and returns an error
+// that says nothing more.
+func failed(w io.Writer, show display.Display, err error) error {
+	var b *builder.BuildError
+	if !errors.As(err, &b) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	if perr := (display.Failure{Step: b.Name, Output: show.Output(b.Step), Position: b.Position, Excerpt: b.Excerpt, Err: err}).Print(w); perr != nil {
+		return err
+	}
+	return exitStatus(exitFailure)
+}
+
+// runCheck prints what the linter finds; findings are a failure.
+func runCheck(ctx context.Context, g *globals, b *builder.Builder, r builder.Request) error {
+	res, err := b.Build(ctx, r)
+	var list []progress.Warning
+	for _, w := range res.Warnings {
+		list = append(list, builder.Event(w))
+	}
+	if perr := display.PrintWarnings(g.stdout, list); err == nil && perr != nil {
+		err = perr
+	}
+	if err != nil {
+		return failed(g.stderr, display.Quiet(), err)
+	}
+	if len(list) == 0 {
+		fmt.Fprintln(g.stdout, "Check complete, no warnings found.")
+		return nil
+	}
+	if len(list) == 1 {
+		fmt.Fprintln(g.stdout, "Check complete, 1 warning has been found!")
+	} else {
+		fmt.Fprintf(g.stdout, "Check complete, %d warnings have been found!\n", len(list))
+	}
+	return exitStatus(exitFailure)
+}
+
+// request is the builder's form of what the command line says.
+func (o buildOptions) request(g *globals) (builder.Request, error) {
+	r := builder.Request{
+		Context: o.Context, File: o.File, Stdin: g.stdin,
+		Frontend: dockerfile.Options{
+			Target: o.Frontend.Target, BuildArgs: o.Frontend.Args, Labels: o.Frontend.Labels, Contexts: o.Frontend.Contexts,
+			NoCacheFilter: o.Cache.NoCacheStages,
+			Network:       o.Steps.Network, Hosts: o.Steps.Hosts, ShmSize: o.Steps.ShmSize, Ulimits: o.Steps.Ulimits,
+			CgroupParent: o.Steps.CgroupParent,
+		},
+		Platforms: o.Frontend.Platforms,
+		Check:     o.Frontend.Call == "check",
+		Pull:      o.Cache.Pull, NoCache: o.Cache.NoCache,
+		Tags: o.Output.Tags, Annotations: o.Output.Annotations,
+		Seal:    o.Output.Quiet || o.Output.IIDFile != "",
+		Secrets: map[string]builder.Secret{}, SSH: map[string]string{}, Allow: o.Steps.Allow,
+		Memory: o.Steps.Memory, CPUs: o.Steps.CPUs,
+	}
+	for _, s := range o.Session.Secrets {
+		r.Secrets[s.ID] = builder.Secret{File: s.File, Env: s.Env}
+	}
+	for _, s := range o.Session.SSH {
+		socket := os.Getenv("SSH_AUTH_SOCK")
+		if len(s.Paths) > 0 {
+			socket = s.Paths[0]
+		}
+		if socket == "" {
+			return r, usagef("--ssh %s: SSH_AUTH_SOCK is not set; start an agent, or name its socket: --ssh %s=SOCKET", s.ID, s.ID)
+		}
+		r.SSH[s.ID] = socket
+	}
+	return r, o.Output.outputs(&r)
+}
+
+// outputs adds where the result goes.
+func (o outputOptions) outputs(r *builder.Request) error {
+	for _, w := range o.Outputs {
+		r.Outputs = append(r.Outputs, exporter.Output{Type: w.Type, Dest: w.Dest, Attrs: o.attrs(w.Attrs)})
+	}
+	if o.Push {
+		r.Outputs = append(r.Outputs, exporter.Output{Type: exporter.TypeImage, Attrs: o.attrs(map[string]string{"push": "true"})})
+	}
+	return nil
+}
+
+// attrs adds the flags on compression to an output's attributes, which count
+// more.
+func (o outputOptions) attrs(of map[string]string) map[string]string {
+	a := map[string]string{}
+	if o.Compression != "" {
+		a["compression"] = o.Compression
+	}
+	if o.CompressionLevel != nil {
+		a["compression-level"] = strconv.Itoa(*o.CompressionLevel)
+	}
+	for k, v := range of {
+		a[k] = v
+	}
+	return a
+}
+
+// print says what was built: on standard output the ID, if it was asked for.
+func (o outputOptions) print(g *globals, res *builder.Response) error {
+	if o.IIDFile != "" {
+		if err := os.WriteFile(o.IIDFile, []byte(res.ID.String()), 0o644); err != nil {
+			return fmt.Errorf("--iidfile: %w", err)
+		}
+	}
+	if o.MetadataFile != "" {
+		if err := writeMetadata(o.MetadataFile, o.Tags, res); err != nil {
+			return fmt.Errorf("--metadata-file: %w", err)
+		}
+	}
+	switch {
+	case o.Quiet:
+		fmt.Fprintln(g.stdout, res.ID)
+	case !res.Sealed:
+		id := res.ID.Encoded()[:12]
+		fmt.Fprintf(g.stderr, "Built %s, which has no name: 'build tag %s NAME' gives it one.\n", id, id)
+	default:
+		for _, t := range o.Tags {
+			fmt.Fprintf(g.stderr, "Built %s %s\n", t.Familiar(), res.ID)
+		}
+		if len(o.Tags) == 0 {
+			fmt.Fprintf(g.stderr, "Built %s\n", cmp.Or(res.ID, oci.Digest("image")))
+		}
+	}
+	return nil
+}

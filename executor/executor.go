@@ -1,0 +1,146 @@
+// Package executor runs one op of a graph: it finds the inputs' files, calls
+// the source, the sandbox or the file copy, and commits what came of it.
+package executor
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/861fb494/build/cache"
+	"github.com/861fb494/build/executor/network"
+	"github.com/861fb494/build/executor/sandbox"
+	"github.com/861fb494/build/executor/source"
+	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/internal/progress"
+	"github.com/861fb494/build/llb"
+	"github.com/861fb494/build/solver"
+)
+
+// Result is what a step yields: a handle, not a path. It stays valid as long
+// as the state directory keeps the layers, whether or not their bytes have been
+// fetched.
+type Result struct {
+	Layers []oci.Layer // lowest first; none is an empty tree
+	// Local is a pinned context, read where it lies; Layers is empty.
+	Local *llb.Source
+	// Torn: a file of a context was changed between pinning and copying, so
+	// that the result is not what its step's digest says.
+	Torn bool
+}
+
+// Inexact implements solver.Inexact.
+func (r Result) Inexact() bool { return r.Torn }
+
+// Content is the digest of the tree, by that of each layer. It leaves out
+// modification times.
+func (r Result) Content() oci.Digest {
+	h := blake3.New()
+	for _, l := range r.Layers {
+		h.WriteString(string(l.Content))
+		h.WriteString("\n")
+	}
+	return oci.Digest("blake3:" + hex.EncodeToString(h.Sum(nil)))
+}
+
+// Fetcher opens the bytes of pulled layers.
+type Fetcher interface {
+	// OpenLayer opens the uncompressed tar of a layer with a Blob and an
+	// Origin; its diff ID is verified at the end. step is who waits for it.
+	OpenLayer(ctx context.Context, l oci.Layer, step progress.Step) (io.ReadCloser, error)
+}
+
+// Host is what the executor works with: the same for all builds of a process.
+type Host struct {
+	Store    *cache.Store
+	Sandbox  sandbox.Sandbox
+	Networks *network.Networks
+}
+
+// Session is what a build brings with it.
+type Session struct {
+	Sources  map[string]source.Source // by llb.Source.Scheme
+	Local    *source.Local
+	Fetcher  Fetcher
+	Secret   func(ctx context.Context, id string) ([]byte, error) // fs.ErrNotExist for one that was not given
+	SSH      func(id string) (socket string, err error)           // path of an agent's socket; fs.ErrNotExist as above
+	Meta     map[oci.Digest]llb.Meta
+	Progress progress.Sink
+	Memory   int64 // bytes a step; 0: no limit
+	CPUs     float64
+	// NoNewPrivileges keeps set-user-ID programs, sudo for one, from giving a
+	// step's processes more rights.
+	NoNewPrivileges bool
+}
+
+// Worker runs the steps of one build.
+type Worker struct {
+	Host
+	Session
+
+	mu    sync.Mutex
+	pulls map[string]*pull
+	keys  map[oci.Digest]solver.Key
+}
+
+// New makes the worker of one build.
+func New(h Host, s Session) *Worker {
+	return &Worker{Host: h, Session: s, pulls: map[string]*pull{}, keys: map[oci.Digest]solver.Key{}}
+}
+
+// Run does the step n.
+func (w *Worker) Run(ctx context.Context, n *llb.Node, in []Result) (Result, error) {
+	r, err := w.run(ctx, n, in)
+	for _, i := range in {
+		r.Torn = r.Torn || i.Torn
+	}
+	return r, err
+}
+
+func (w *Worker) run(ctx context.Context, n *llb.Node, in []Result) (Result, error) {
+	switch op := n.Op.(type) {
+	case llb.Source:
+		return w.source(ctx, n, op)
+	case llb.Merge:
+		var r Result
+		for _, i := range in {
+			r.Layers = append(r.Layers, i.Layers...)
+		}
+		return r, nil
+	case llb.File:
+		return w.file(ctx, n, op, in)
+	case llb.Exec:
+		return w.exec(ctx, n, op, in)
+	}
+	return Result{}, fmt.Errorf("operation %T is not known", n.Op)
+}
+
+func (w *Worker) source(ctx context.Context, n *llb.Node, s llb.Source) (Result, error) {
+	switch s.Scheme {
+	case llb.Scratch:
+		return Result{}, nil
+	case llb.Local:
+		return Result{Local: &s}, nil
+	}
+	from, ok := w.Sources[s.Scheme]
+	if !ok {
+		return Result{}, fmt.Errorf("sources of kind %q are not available", s.Scheme)
+	}
+	c, err := from.Open(ctx, s)
+	if err != nil {
+		return Result{}, err
+	}
+	if c.Dir == "" {
+		return Result{Layers: c.Layers}, nil
+	}
+	return w.adopt(ctx, c.Dir)
+}
+
+// with is the chain of r with l on top.
+func (r Result) with(l oci.Layer) Result {
+	return Result{Layers: append(r.Layers[:len(r.Layers):len(r.Layers)], l), Torn: r.Torn}
+}

@@ -1,0 +1,161 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/llb"
+)
+
+// file applies a File operation: the actions, in order, make one layer.
+func (w *Worker) file(ctx context.Context, n *llb.Node, op llb.File, in []Result) (Result, error) {
+	if err := w.fetch(ctx, n, in[0].Layers); err != nil {
+		return Result{}, err
+	}
+	d, err := w.Store.Prepare(ctx, in[0].Layers)
+	if err != nil {
+		return Result{}, err
+	}
+	defer d.Discard()
+	e := &edit{w: w, n: n, to: d.Tree, in: in, base: len(in[0].Layers) > 0, known: map[string]oci.Digest{}, now: time.Now()}
+	defer e.close()
+	for _, a := range op.Actions {
+		if err := e.apply(ctx, a); err != nil {
+			return Result{}, err
+		}
+	}
+	l, err := d.Commit(ctx, e.known)
+	if err != nil {
+		return Result{}, err
+	}
+	r := in[0].with(l)
+	r.Torn = e.torn
+	return r, nil
+}
+
+// edit is one File operation being applied.
+type edit struct {
+	w     *Worker
+	n     *llb.Node
+	to    *tree.Tree
+	in    []Result
+	base  bool                  // there is something below: names of users can be looked up
+	views map[int]*chainView    // of inputs that are chains
+	known map[string]oci.Digest // contents of the files written
+	torn  bool
+	now   time.Time // of directories and files that have no time of their own
+}
+
+func (e *edit) close() {
+	for _, v := range e.views {
+		v.Close()
+	}
+}
+
+func (e *edit) apply(ctx context.Context, a llb.Action) error {
+	switch a := a.(type) {
+	case llb.Copy:
+		return e.copy(ctx, a)
+	case llb.Mkdir:
+		return e.mkdirAction(a)
+	case llb.Mkfile:
+		return e.mkfile(a)
+	}
+	return fmt.Errorf("action %T is not known", a)
+}
+
+// owner is a uid and gid; nil keeps what the source has.
+type owner struct{ uid, gid int }
+
+func (e *edit) mkdirAction(a llb.Mkdir) error {
+	who, err := e.owner(a.Owner)
+	if err != nil {
+		return err
+	}
+	at, err := e.to.Resolve(a.Path, true)
+	if err != nil {
+		return err
+	}
+	return e.mkdirAll(at, a.Mode, who)
+}
+
+func (e *edit) mkfile(a llb.Mkfile) error {
+	who, err := e.owner(a.Owner)
+	if err != nil {
+		return err
+	}
+	at, err := e.to.Resolve(a.Path, true)
+	if err != nil {
+		return err
+	}
+	if err := e.mkdirAll(path.Dir(at), 0o755, who); err != nil {
+		return err
+	}
+	f, err := e.to.Create(at)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(a.Data)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	mode, err := parseMode(a.Mode)
+	if err != nil {
+		return err
+	}
+	return e.to.SetMeta(at, e.owned(tree.Entry{Mode: mode.of(unix.S_IFREG | 0o644), ModTime: e.now}, who))
+}
+
+func (e *edit) owned(t tree.Entry, who *owner) tree.Entry {
+	if who != nil {
+		t.UID, t.GID = who.uid, who.gid
+	}
+	return t
+}
+
+// mkdirAll makes the directory p, which is resolved, and those above it, with
+// mode and owner; those that are there stay as they are.
+func (e *edit) mkdirAll(p string, mode uint32, who *owner) error {
+	var missing []string
+	for {
+		t, err := e.to.Quick(p)
+		if err == nil {
+			if !t.IsDir() {
+				return &fs.PathError{Op: "mkdir", Path: p, Err: unix.ENOTDIR}
+			}
+			break
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+			return err
+		}
+		missing = append(missing, p)
+		p = path.Dir(p)
+	}
+	for i := len(missing) - 1; i >= 0; i-- {
+		if err := e.to.Mkdir(missing[i], mode); err != nil {
+			return err
+		}
+		m := e.owned(tree.Entry{Mode: unix.S_IFDIR | mode&0o7777, ModTime: e.now}, who)
+		if err := e.to.SetMeta(missing[i], m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isDirPath reports a destination that is written as a directory.
+func isDirPath(p string) bool {
+	return strings.HasSuffix(p, "/") || strings.HasSuffix(p, "/.")
+}

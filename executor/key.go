@@ -1,0 +1,165 @@
+package executor
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/861fb494/build/cache"
+	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/executor/pick"
+	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/llb"
+	"github.com/861fb494/build/solver"
+)
+
+// Key is the step's key by the content of its inputs: what the operation says,
+// what the tree it changes holds, and of other inputs what it can take.
+func (w *Worker) Key(ctx context.Context, n *llb.Node, in []Result) (solver.Key, error) {
+	k := solver.Key{Place: w.place(n)}
+	part := func(name, value string) { k.Parts = append(k.Parts, solver.Part{Name: name, Value: value}) }
+	switch op := n.Op.(type) {
+	case llb.Source:
+		part("source", op.Ref)
+		part("digest", op.Digest.String())
+		k.Digest = n.Digest
+		return k, nil
+	case llb.Merge:
+		for i, r := range in {
+			part("input "+strconv.Itoa(i), r.Content().String())
+		}
+	case llb.File:
+		part("operation", llb.New(op).Digest.String())
+		part("base", in[0].Content().String())
+		for i, a := range op.Actions {
+			c, ok := a.(llb.Copy)
+			if !ok {
+				continue
+			}
+			d, err := w.selected(ctx, n, in[c.Input], copySelection(c))
+			if err != nil {
+				return k, err
+			}
+			part(fmt.Sprintf("files of %d", i), d.String())
+		}
+	case llb.Exec:
+		part("operation", llb.New(op).Digest.String())
+		part("base", in[0].Content().String())
+		for _, m := range op.Mounts {
+			if m.Input == 0 {
+				continue
+			}
+			d, err := w.selected(ctx, n, in[m.Input], pick.Selection{Sources: []string{mountSource(m)}, Owners: true})
+			if err != nil {
+				return k, fmt.Errorf("mount %s: %w", m.Target, err)
+			}
+			part("mount "+m.Target, d.String())
+		}
+	}
+	k.Digest = partsDigest(k.Parts)
+	return k, nil
+}
+
+func mountSource(m llb.Mount) string {
+	if m.Source == "" {
+		return "/"
+	}
+	return m.Source
+}
+
+func copySelection(c llb.Copy) pick.Selection {
+	return pick.Selection{Sources: c.Sources, Wildcards: c.Wildcards, Parents: c.Parents, Excludes: c.Excludes, Owners: c.Keep && c.Owner == ""}
+}
+
+// place names the step in a way that the next build's equals.
+func (w *Worker) place(n *llb.Node) string {
+	m := w.Meta[n.Digest]
+	file := ""
+	if len(m.Positions) > 0 {
+		file = m.Positions[0].File
+	}
+	return fmt.Sprintf("%s\x00%s\x00%d\x00%s", file, m.Stage, m.Ordinal, m.Platform)
+}
+
+func partsDigest(parts []solver.Part) oci.Digest {
+	h := blake3.New()
+	for _, p := range parts {
+		fmt.Fprintf(h, "%d:%s%d:%s", len(p.Name), p.Name, len(p.Value), p.Value)
+	}
+	return oci.Digest("blake3:" + hex.EncodeToString(h.Sum(nil)))
+}
+
+// selected is the digest of what s selects of r.
+func (w *Worker) selected(ctx context.Context, n *llb.Node, r Result, s pick.Selection) (oci.Digest, error) {
+	if r.Local != nil {
+		// Pinned with the selection of the very step that asks.
+		return r.Local.Digest, nil
+	}
+	if len(s.Sources) == 1 && s.Sources[0] == "/" && len(s.Excludes) == 0 && !s.Parents {
+		return r.Content(), nil
+	}
+	t, err := w.view(ctx, n, r)
+	if err != nil {
+		return "", err
+	}
+	defer t.Close()
+	d, err := pick.Digest(ctx, t, s, t.digest)
+	if errors.Is(err, context.Canceled) {
+		return "", context.Cause(ctx)
+	}
+	return d, err
+}
+
+// chainView is a chain to be read, with the digests that its layers recorded.
+type chainView struct {
+	*tree.Tree
+	store  *cache.Store
+	layers []oci.Layer
+	loaded map[string]oci.Digest
+}
+
+// view opens r, which is no context, with all its layers fetched.
+func (w *Worker) view(ctx context.Context, n *llb.Node, r Result) (*chainView, error) {
+	if err := w.fetch(ctx, n, r.Layers); err != nil {
+		return nil, err
+	}
+	s, err := w.Store.View(ctx, r.Layers)
+	if err != nil {
+		return nil, err
+	}
+	return &chainView{Tree: s.Tree, store: w.Store, layers: r.Layers}, nil
+}
+
+// digest is the content digest of the regular file e, as recorded with the
+// layer that has it.
+func (v *chainView) digest(_ context.Context, e tree.Entry) (oci.Digest, error) {
+	if v.loaded == nil {
+		v.loaded = map[string]oci.Digest{}
+		for _, l := range v.layers { // upper layers overwrite lower ones
+			first := map[string]oci.Digest{}
+			for c, err := range v.store.Entries(l.ID) {
+				if err != nil {
+					return "", fmt.Errorf("read the entries of layer %s: %w", l.ID, err)
+				}
+				switch {
+				case c.HardLink != "":
+					v.loaded[c.Path] = first[c.HardLink]
+				case c.Digest != "":
+					v.loaded[c.Path] = c.Digest
+					if c.Nlink > 1 {
+						first[c.Path] = c.Digest
+					}
+				}
+			}
+		}
+	}
+	d, ok := v.loaded[e.Path]
+	if !ok || d == "" {
+		return "", fmt.Errorf("no layer has recorded the digest of %s", e.Path)
+	}
+	return d, nil
+}

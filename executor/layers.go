@@ -1,0 +1,215 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/861fb494/build/cache/layer"
+	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/internal/progress"
+	"github.com/861fb494/build/llb"
+)
+
+// pull is the fetching of an image's layers, shown as a step of its own.
+type pull struct {
+	step    progress.Step
+	waiters int
+}
+
+// unpackers is how many layers are fetched and unpacked at once.
+const unpackers = 3
+
+// fetch has all of layers here: those that are not are pulled, several at once.
+func (w *Worker) fetch(ctx context.Context, _ *llb.Node, layers []oci.Layer) error {
+	var missing []int
+	for i, l := range layers {
+		if _, err := w.Store.Layer(l.ID); err != nil {
+			if l.Blob == nil {
+				return fmt.Errorf("layer %s is gone: %w", l.ID, err)
+			}
+			missing = append(missing, i)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(unpackers)
+	var mu sync.Mutex
+	var linked []int
+	for _, i := range missing {
+		g.Go(func() error {
+			err := w.fetchLayer(ctx, layers[i], nil)
+			if errors.Is(err, layer.ErrLowerLink) {
+				mu.Lock()
+				linked = append(linked, i)
+				mu.Unlock()
+				return nil
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	// A layer with a hard link to a file of a lower one can only be unpacked
+	// upon it. Docker makes none, other tools do.
+	for range linked {
+		i := linked[0]
+		for _, k := range linked {
+			i = min(i, k)
+		}
+		if err := w.fetchLayer(ctx, layers[i], layers[:i]); err != nil {
+			return err
+		}
+		for k := range linked {
+			if linked[k] == i {
+				linked[k] = len(layers)
+			}
+		}
+	}
+	return nil
+}
+
+func (w *Worker) fetchLayer(ctx context.Context, l oci.Layer, chain []oci.Layer) (err error) {
+	unlock, err := w.Store.Lock(ctx, "layer-"+l.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := w.Store.Layer(l.ID); err == nil {
+		return nil // another process has unpacked it meanwhile
+	}
+	p := w.beginPull(l.Origin)
+	defer func() { w.endPull(l.Origin, err) }()
+	r, err := w.Fetcher.OpenLayer(ctx, l, p.step)
+	if err != nil {
+		return fmt.Errorf("pull %s: %w", l.Origin, err)
+	}
+	defer r.Close()
+	d, err := w.Store.PreparePulled(ctx, l.ID, chain)
+	if err != nil {
+		return err
+	}
+	defer d.Discard()
+	changes, err := layer.Apply(ctx, r, d.Tree, layer.ApplyOptions{})
+	if err != nil {
+		return fmt.Errorf("unpack layer %s of %s: %w", l.DiffID, l.Origin, err)
+	}
+	// What follows the tar's end belongs to the blob: its digest is verified
+	// when all of it has been read.
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		return fmt.Errorf("pull %s: %w", l.Origin, err)
+	}
+	_, err = d.CommitPulled(ctx, l, changes)
+	return err
+}
+
+func (w *Worker) beginPull(origin string) *pull {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p, ok := w.pulls[origin]
+	if !ok {
+		p = &pull{step: progress.Step("pull:" + origin)}
+		w.pulls[origin] = p
+		w.Progress.Emit(progress.Started{Step: p.step, Name: "pull " + origin, Time: time.Now()})
+	}
+	p.waiters++
+	return p
+}
+
+// endPull ends the shown step with the last layer that is being pulled.
+func (w *Worker) endPull(origin string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := w.pulls[origin]
+	if p.waiters--; p.waiters == 0 {
+		delete(w.pulls, origin)
+		w.Progress.Emit(progress.Done{Step: p.step, Err: err, Time: time.Now()})
+	}
+}
+
+// adopt makes a layer of a directory that a source has left to us.
+func (w *Worker) adopt(ctx context.Context, dir string) (Result, error) {
+	defer os.RemoveAll(dir)
+	t, err := tree.New("", []string{dir})
+	if err != nil {
+		return Result{}, err
+	}
+	defer t.Close()
+	d, err := w.Store.Prepare(ctx, nil)
+	if err != nil {
+		return Result{}, err
+	}
+	defer d.Discard()
+	if err := copyAll(t, "/", d.Tree, "/"); err != nil {
+		return Result{}, err
+	}
+	l, err := d.Commit(ctx, nil)
+	if err != nil {
+		return Result{}, err
+	}
+	return Result{Layers: []oci.Layer{l}}, nil
+}
+
+// copyAll copies what is in the directory src of one tree to dst in another,
+// metadata and all.
+func copyAll(from *tree.Tree, src string, to *tree.Tree, dst string) error {
+	names, err := from.ReadDir(src)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		here, there := path.Join(src, n), path.Join(dst, n)
+		e, err := from.Lstat(here)
+		if err != nil {
+			return err
+		}
+		switch e.Type() {
+		case unix.S_IFDIR:
+			if err = to.Mkdir(there, e.Perm()); err == nil {
+				err = copyAll(from, here, to, there)
+			}
+		case unix.S_IFREG:
+			err = copyBytes(from, here, to, there)
+		case unix.S_IFLNK:
+			err = to.Symlink(e.Link, there)
+		default:
+			err = to.Mknod(there, e.Mode, e.Major, e.Minor)
+		}
+		if err == nil {
+			err = to.SetMeta(there, e)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func copyBytes(from *tree.Tree, src string, to *tree.Tree, dst string) error {
+	in, err := from.Open(src)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := to.Create(dst)
+	if err != nil {
+		return err
+	}
+	_, err = out.ReadFrom(in)
+	if cerr := out.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}

@@ -1,0 +1,124 @@
+package executor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/861fb494/build/cache"
+	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/solver"
+)
+
+// Records is the solver's cache in a state directory.
+type Records struct{ Store *cache.Store }
+
+// recorded is the form in which a Result is kept.
+type recorded struct {
+	Content oci.Digest `json:"content"`
+}
+
+// Get returns the result recorded under k.
+func (c Records) Get(_ context.Context, k solver.Key) (Result, error) {
+	if k.Digest == "" {
+		return Result{}, &solver.Miss{Why: "it is not kept"}
+	}
+	r, err := c.Store.Step(k.Digest)
+	if err != nil {
+		return Result{}, &solver.Miss{Why: c.why(k, err)}
+	}
+	return resultOf(r), nil
+}
+
+func resultOf(r *cache.Record) Result { return Result{Layers: r.Layers} }
+
+// Put records r under k. A context is the user's and may change: it is not kept.
+func (c Records) Put(_ context.Context, k solver.Key, r Result) error {
+	if k.Digest == "" || r.Local != nil {
+		return nil
+	}
+	rec := cache.Record{Key: k.Digest, Place: k.Place}
+	for _, p := range k.Parts {
+		rec.Parts = append(rec.Parts, cache.Part(p))
+	}
+	return put(c.Store, rec, r)
+}
+
+func put(s *cache.Store, rec cache.Record, r Result) error {
+	var err error
+	if rec.Result, err = json.Marshal(recorded{Content: r.Content()}); err != nil {
+		return err
+	}
+	rec.Layers = r.Layers
+	if rec.Layers == nil {
+		rec.Layers = []oci.Layer{}
+	}
+	return s.PutStep(rec)
+}
+
+// Lock holds k against other processes.
+func (c Records) Lock(ctx context.Context, k solver.Key) (func(), error) {
+	if k.Digest == "" {
+		return func() {}, nil
+	}
+	return c.Store.Lock(ctx, "step-"+k.Digest.Encoded())
+}
+
+// why compares k with the last record of its place.
+func (c Records) why(k solver.Key, err error) string {
+	var damaged *cache.DamagedError
+	if errors.As(err, &damaged) {
+		return err.Error()
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "its record cannot be read: " + err.Error()
+	}
+	if k.Place == "" {
+		return ""
+	}
+	last, err := c.Store.Last(k.Place)
+	if err != nil {
+		return "never built here"
+	}
+	if last.Key == k.Digest {
+		return "its record is gone since " + last.Created.Local().Format(time.DateTime)
+	}
+	return difference(last, k)
+}
+
+// difference names the parts of k that the last record of the place has
+// otherwise.
+func difference(last *cache.Record, k solver.Key) string {
+	old := map[string]string{}
+	for _, p := range last.Parts {
+		old[p.Name] = p.Value
+	}
+	for _, p := range k.Parts {
+		if v, ok := old[p.Name]; !ok || v != p.Value {
+			switch p.Name {
+			case "operation":
+				return "the instruction changed"
+			case "base":
+				return "what it builds on changed"
+			}
+			return fmt.Sprintf("%s changed (last built %s)", p.Name, last.Created.Local().Format(time.DateTime))
+		}
+	}
+	return "it has fewer inputs than before"
+}
+
+// lookup and record keep results that are no step's.
+func (w *Worker) lookup(key oci.Digest) (Result, error) {
+	r, err := w.Store.Step(key)
+	if err != nil {
+		return Result{}, err
+	}
+	return resultOf(r), nil
+}
+
+func (w *Worker) record(key oci.Digest, r Result) error {
+	return put(w.Store, cache.Record{Key: key}, r)
+}

@@ -1,0 +1,110 @@
+package executor
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/861fb494/build/llb"
+)
+
+// forwarder passes connections to a socket in dir on to the user's agent: the
+// step gets a socket with the owner and mode that it asks for, and the user's
+// own is left as it is.
+type forwarder struct {
+	dir      string
+	listener net.Listener
+	agent    string
+	wg       sync.WaitGroup
+
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+}
+
+// forward listens on a new socket for the agent at path until stop is called.
+func (x *execution) forward(agent string, m llb.Mount) (socket string, stop func() error, err error) {
+	tmp, err := x.Store.TempDir()
+	if err != nil {
+		return "", nil, err
+	}
+	dir, err := os.MkdirTemp(tmp, "ssh-")
+	if err != nil {
+		return "", nil, err
+	}
+	socket = filepath.Join(dir, "agent")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		os.RemoveAll(dir)
+		return "", nil, fmt.Errorf("forward ssh agent: %w", err)
+	}
+	f := &forwarder{dir: dir, listener: l, agent: agent, conns: map[net.Conn]bool{}}
+	mode := os.FileMode(0o600)
+	if m.ModeSet {
+		mode = os.FileMode(m.Mode & 0o777)
+	}
+	err = os.Chown(socket, m.UID, m.GID)
+	if err == nil {
+		err = os.Chmod(socket, mode)
+	}
+	if err != nil {
+		l.Close()
+		os.RemoveAll(dir)
+		return "", nil, fmt.Errorf("forward ssh agent: %w", err)
+	}
+	f.wg.Go(f.accept)
+	return socket, f.stop, nil
+}
+
+func (f *forwarder) stop() error {
+	f.listener.Close()
+	f.mu.Lock()
+	for c := range f.conns {
+		c.Close()
+	}
+	f.conns = nil
+	f.mu.Unlock()
+	f.wg.Wait()
+	return os.RemoveAll(f.dir)
+}
+
+func (f *forwarder) accept() {
+	for {
+		in, err := f.listener.Accept()
+		if err != nil {
+			return
+		}
+		out, err := net.Dial("unix", f.agent)
+		if err != nil {
+			in.Close() // the client says what it makes of that
+			continue
+		}
+		if !f.track(in, out) {
+			return
+		}
+		f.wg.Go(func() { pipe(out, in) })
+		f.wg.Go(func() { pipe(in, out) })
+	}
+}
+
+// track has stop close the connections; false after stop.
+func (f *forwarder) track(conns ...net.Conn) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range conns {
+		if f.conns == nil {
+			c.Close()
+			continue
+		}
+		f.conns[c] = true
+	}
+	return f.conns != nil
+}
+
+// pipe copies until one side ends, and tells the other.
+func pipe(to, from net.Conn) {
+	io.Copy(to, from)
+	to.(*net.UnixConn).CloseWrite()
+}

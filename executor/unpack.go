@@ -1,0 +1,47 @@
+package executor
+
+import (
+	"context"
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/861fb494/build/executor/archive"
+	"github.com/861fb494/build/executor/pick"
+)
+
+// unpack extracts m at the destination if it is an archive, known by its
+// content, and reports whether it was one.
+func (c *copier) unpack(ctx context.Context, m pick.Match) (bool, error) {
+	t, err := c.from.Quick(m.Real)
+	if err != nil || t.Type() != unix.S_IFREG {
+		return false, err
+	}
+	f, err := c.from.Open(m.Real)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	a, err := archive.Open(f)
+	if errors.Is(err, archive.ErrNone) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer a.Close()
+	at, err := c.to.Resolve(c.dest, true)
+	if err != nil {
+		return true, err
+	}
+	o := archive.Options{Digests: c.known, Now: c.now}
+	var who *owner
+	if c.chowned {
+		who = c.who
+		o.Owner = &archive.Owner{UID: who.uid, GID: who.gid}
+	}
+	if err := c.mkdirAll(at, 0o755, who); err != nil {
+		return true, err
+	}
+	return true, a.Extract(ctx, c.to, at, o)
+}

@@ -1,0 +1,407 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/861fb494/build/executor"
+	"github.com/861fb494/build/executor/pick"
+	"github.com/861fb494/build/executor/source"
+	"github.com/861fb494/build/exporter"
+	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/internal/progress"
+	"github.com/861fb494/build/llb"
+	"github.com/861fb494/build/llb/dockerfile"
+	"github.com/861fb494/build/parser"
+	"github.com/861fb494/build/solver"
+)
+
+// Request is one build.
+type Request struct {
+	Context   string    // a directory; "-": an archive or a Dockerfile on Stdin; a URL
+	File      string    // the Dockerfile; "": Dockerfile in Context; "-": Stdin
+	Stdin     io.Reader // what "-" reads
+	Frontend  dockerfile.Options
+	Platforms []oci.Platform // empty: this machine's
+
+	Check   bool // look for mistakes, build nothing
+	Pull    bool // ask the registry what tags are
+	NoCache bool
+
+	Tags        []oci.Reference
+	Outputs     []exporter.Output
+	Seal        bool // an image is made though nothing names it or puts it out
+	Annotations map[string]string
+
+	Secrets map[string]Secret
+	SSH     map[string]string // socket by id
+	Allow   []string          // entitlements
+	Memory  int64             // bytes a step; 0: no limit
+	CPUs    float64
+	// NoNewPrivileges is --security-opt no-new-privileges.
+	NoNewPrivileges bool
+
+	Sink progress.Sink
+}
+
+// Secret is where a secret is read when a step asks for it.
+type Secret struct{ File, Env string } // one of them
+
+// Response is a finished build.
+type Response struct {
+	// ID is the image's: the digest of its configuration, of an index where the
+	// build has several platforms. Of a build that nothing named or put out it
+	// is the name under which the result is kept: see Builder.Tag.
+	ID         oci.Digest
+	Descriptor oci.Descriptor // of what the last output wrote; zero without any
+	Sealed     bool
+	Images     []oci.PlatformImage
+	Warnings   []dockerfile.Warning
+	Steps, Ran int // of the graph; of those, how many were not cached
+}
+
+// Build runs one build. The response is never nil: what is known of a build that
+// failed is in it. An error that has a place in the Dockerfile is a *BuildError.
+func (b *Builder) Build(ctx context.Context, r Request) (*Response, error) {
+	if r.Sink == nil {
+		r.Sink = progress.Discard
+	}
+	j := &job{Builder: b, Request: r}
+	defer j.close()
+	err := j.run(ctx)
+	j.result.Warnings = j.warnings
+	if err != nil {
+		err = j.locate(err)
+	}
+	return &j.result, err
+}
+
+func (j *job) run(ctx context.Context) error {
+	for _, phase := range []func(context.Context) error{j.open, j.lower, j.permitted, j.pin, j.solveAndExport} {
+		if err := phase(ctx); err != nil {
+			return err
+		}
+		if j.Check && j.lowered != nil {
+			return nil
+		}
+	}
+	return nil
+}
+
+// job is one build under way.
+type job struct {
+	*Builder
+	Request
+
+	contexts *contexts
+	local    *source.Local
+	remote   *remote
+	from     map[string]source.Source // by scheme
+	file     *parser.File
+	lowered  []*dockerfile.Result // one a platform
+	graph    llb.Graph            // of all platforms; targets in their order
+
+	result   Response
+	warnings []dockerfile.Warning
+}
+
+func (j *job) close() {
+	if j.contexts != nil {
+		j.contexts.close()
+	}
+}
+
+// lower reads the Dockerfile into the graph, once for each platform.
+func (j *job) lower(ctx context.Context) error {
+	var err error
+	if j.file, err = parser.Parse(j.contexts.dockerfileName, j.contexts.dockerfile); err != nil {
+		return err
+	}
+	platforms := j.Platforms
+	if len(platforms) == 0 {
+		platforms = []oci.Platform{{}}
+	}
+	o := j.Frontend
+	o.MultiPlatform = len(platforms) > 1
+	o.Ignore = j.contexts.ignore
+	o.NoCache = j.NoCache
+	o.AllStages = j.Check
+	if j.remote, err = j.newRemote(j.Pull, j.Sink); err != nil {
+		return err
+	}
+	for _, p := range platforms {
+		o.Platform = p
+		res, err := dockerfile.Lower(ctx, j.file, j.remote, o)
+		j.warn(res.Warnings)
+		if err != nil {
+			return err
+		}
+		j.lowered = append(j.lowered, res)
+		j.graph.Targets = append(j.graph.Targets, res.Graph.Targets...)
+		for d, m := range res.Graph.Meta {
+			j.graph.Join(d, m)
+		}
+	}
+	return nil
+}
+
+// warn keeps what the linter found; each platform finds the same.
+func (j *job) warn(list []dockerfile.Warning) {
+	for _, w := range list {
+		if slices.Contains(j.warnings, w) {
+			continue
+		}
+		j.warnings = append(j.warnings, w)
+		if !j.Check {
+			j.Sink.Emit(Event(w))
+		}
+	}
+}
+
+// permitted refuses what needs an entitlement that was not given.
+func (j *job) permitted(context.Context) error {
+	var err error
+	j.graph.Walk(func(n *llb.Node) {
+		op, ok := n.Op.(llb.Exec)
+		if !ok || err != nil {
+			return
+		}
+		for _, need := range []struct {
+			is   bool
+			name string
+		}{
+			{op.Network == llb.NetworkHost, "network.host"},
+			{op.Security == llb.SecurityInsecure, "security.insecure"},
+			{len(op.Devices) > 0, "device"},
+		} {
+			if need.is && !slices.Contains(j.Allow, need.name) {
+				err = &solver.StepError{Node: n, Meta: j.graph.Meta[n.Digest], Err: fmt.Errorf("it needs %s, which was not allowed: add --allow %s", need.name, need.name)}
+				return
+			}
+		}
+	})
+	return err
+}
+
+// pin gives each source that has none its digest: contexts, URLs, repositories.
+func (j *job) pin(ctx context.Context) error {
+	j.from = j.sources()
+	pinned := map[oci.Digest]llb.Op{}
+	var list []*llb.Node
+	j.graph.Walk(func(n *llb.Node) {
+		if s, ok := n.Op.(llb.Source); ok && s.Digest == "" && s.Scheme != llb.Scratch {
+			list = append(list, n)
+		}
+	})
+	ops := make([]llb.Op, len(list))
+	g, gctx := errgroup.WithContext(ctx)
+	for i, n := range list {
+		g.Go(func() error {
+			s := n.Op.(llb.Source)
+			from, ok := j.from[s.Scheme]
+			if !ok {
+				return j.stepError(n, fmt.Errorf("sources of kind %q are not available", s.Scheme))
+			}
+			p, err := from.Pin(gctx, s)
+			if err != nil {
+				return j.stepError(n, j.explainMissing(s, n, err))
+			}
+			ops[i] = p
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for i, n := range list {
+		pinned[n.Digest] = ops[i]
+	}
+	var err error
+	j.graph, err = j.graph.Rewrite(func(n *llb.Node) (llb.Op, error) {
+		if op, ok := pinned[n.Digest]; ok {
+			return op, nil
+		}
+		return n.Op, nil
+	})
+	return err
+}
+
+func (j *job) stepError(n *llb.Node, err error) error {
+	m := j.graph.Meta[n.Digest]
+	if len(m.Positions) == 0 {
+		// A source has no place of its own: that of the step that needs it.
+		j.graph.Walk(func(user *llb.Node) {
+			if slices.Contains(user.Inputs, n) && len(m.Positions) == 0 {
+				m = j.graph.Meta[user.Digest]
+			}
+		})
+	}
+	return &solver.StepError{Node: n, Meta: m, Err: err}
+}
+
+// explainMissing says why a file of the context is not there.
+func (j *job) explainMissing(s llb.Source, n *llb.Node, err error) error {
+	var missing *pick.NotFoundError
+	if s.Scheme != llb.Local || !errors.As(err, &missing) {
+		return err
+	}
+	c := j.contexts.byName[s.Ref]
+	if c == nil {
+		return err
+	}
+	host := filepath.Join(c.Dir(), missing.Path)
+	if _, err := os.Lstat(host); err == nil {
+		return fmt.Errorf("%w in the build context: %s excludes it", missing, cmpOr(j.contexts.ignoreName, "the ignore file"))
+	}
+	hint := ""
+	j.graph.Walk(func(user *llb.Node) {
+		if slices.Contains(user.Inputs, n) && strings.Contains(j.graph.Meta[user.Digest].Name, "..") {
+			hint = `; a path cannot leave the context, so "../x" means "x"`
+		}
+	})
+	return fmt.Errorf("%w in the build context %s%s", missing, c.Dir(), hint)
+}
+
+func cmpOr(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// sources opens what comes from outside, by scheme.
+func (j *job) sources() map[string]source.Source {
+	return map[string]source.Source{
+		llb.Local:    j.local,
+		llb.Registry: j.remote,
+		llb.HTTP:     source.NewHTTP(filepath.Join(j.Store.Dir(), "http"), nil),
+		llb.Git:      source.NewGit(filepath.Join(j.Store.Dir(), "git"), j.gitOptions()),
+	}
+}
+
+func (j *job) gitOptions() source.GitOptions {
+	return source.GitOptions{
+		SSHSocket: j.SSH["default"],
+		Secret: func(name string) ([]byte, bool) {
+			data, err := j.readSecret(name)
+			return data, err == nil
+		},
+	}
+}
+
+func (j *job) session() executor.Session {
+	return executor.Session{
+		Sources: j.from, Local: j.local, Fetcher: j.remote, Secret: func(_ context.Context, id string) ([]byte, error) { return j.readSecret(id) }, SSH: j.ssh,
+		Meta: j.graph.Meta, Progress: j.Sink, Memory: j.Memory, CPUs: j.CPUs,
+		NoNewPrivileges: j.NoNewPrivileges,
+	}
+}
+
+// maxSecret bounds a secret, as BuildKit does.
+const maxSecret = 500 << 10
+
+func (j *job) readSecret(id string) ([]byte, error) {
+	s, ok := j.Secrets[id]
+	if !ok {
+		return nil, fs.ErrNotExist
+	}
+	if s.Env != "" {
+		v, ok := os.LookupEnv(s.Env)
+		if !ok {
+			return nil, fmt.Errorf("secret %s: the environment has no %s", id, s.Env)
+		}
+		return []byte(v), nil
+	}
+	f, err := os.Open(s.File)
+	if err != nil {
+		return nil, fmt.Errorf("secret %s: %v", id, err) // %v: not one that was not given
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
+	if err == nil && len(data) > maxSecret {
+		err = fmt.Errorf("%s is larger than %d bytes", s.File, maxSecret)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("secret %s: %w", id, err)
+	}
+	return data, nil
+}
+
+func (j *job) ssh(id string) (string, error) {
+	if s, ok := j.SSH[id]; ok {
+		return s, nil
+	}
+	return "", fs.ErrNotExist
+}
+
+// solveAndExport runs the graph and puts the result out.
+func (j *job) solveAndExport(ctx context.Context) error {
+	obs := newObserver(j.graph, j.Sink)
+	out, err := j.outputs()
+	if err != nil {
+		return err
+	}
+	defer out.close()
+	w := &worker{Worker: executor.New(j.host, j.session()), out: out, spine: spine(j.graph.Targets)}
+	results, err := j.solver.Solve(ctx, j.graph, w, solver.SolveOptions{Observer: obs, NoCache: j.NoCache})
+	j.graph.Walk(func(*llb.Node) { j.result.Steps++ })
+	j.result.Ran = obs.ran
+	j.contexts.save()
+	if err != nil {
+		return err
+	}
+	if !j.Seal && len(j.Tags) == 0 && len(j.Outputs) == 0 {
+		j.result.ID, err = j.keep(results)
+		return err
+	}
+	return j.export(ctx, out, results)
+}
+
+// spine is the nodes whose layers the targets' images consist of.
+func spine(targets []*llb.Node) map[oci.Digest]bool {
+	on := map[oci.Digest]bool{}
+	var walk func(*llb.Node)
+	walk = func(n *llb.Node) {
+		if on[n.Digest] {
+			return
+		}
+		on[n.Digest] = true
+		switch n.Op.(type) {
+		case llb.Merge:
+			for _, in := range n.Inputs {
+				walk(in)
+			}
+		case llb.Exec, llb.File:
+			walk(n.Inputs[0])
+		}
+	}
+	for _, t := range targets {
+		walk(t)
+	}
+	return on
+}
+
+// worker is an executor that hands layers to the outputs as they are made.
+type worker struct {
+	*executor.Worker
+	out   *outputs
+	spine map[oci.Digest]bool
+}
+
+// Run implements solver.Worker.
+func (w *worker) Run(ctx context.Context, n *llb.Node, in []executor.Result) (executor.Result, error) {
+	r, err := w.Worker.Run(ctx, n, in)
+	if err == nil && w.spine[n.Digest] {
+		w.out.begin(ctx, r.Layers)
+	}
+	return r, err
+}

@@ -1,0 +1,155 @@
+// Package builder is the composition root: it opens the state directory and
+// builds images out of the packages below, none of which know each other.
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/861fb494/build/cache"
+	"github.com/861fb494/build/cache/image"
+	"github.com/861fb494/build/cache/overlay"
+	"github.com/861fb494/build/cache/plain"
+	"github.com/861fb494/build/executor"
+	"github.com/861fb494/build/executor/network"
+	"github.com/861fb494/build/executor/sandbox"
+	"github.com/861fb494/build/exporter/compress"
+	"github.com/861fb494/build/internal/registry"
+	"github.com/861fb494/build/solver"
+)
+
+// Options are those of Open. The zero value works.
+type Options struct {
+	Driver     string                          // "auto", "overlay" or "plain"; "" is "auto"
+	OCIRuntime string                          // name or path of an installed OCI runtime; "": our own sandbox
+	Registries func() (registry.Config, error) // called when a registry is first needed; nil: none is configured
+}
+
+// Builder has a state directory open. It is safe for concurrent use.
+type Builder struct {
+	Store  *cache.Store
+	Images *image.Store
+
+	options  Options
+	solver   *solver.Solver[executor.Result]
+	host     executor.Host
+	poolOnce sync.Once
+	pool     *compress.Pool
+
+	clientOnce sync.Once
+	client     *registry.Client
+	clientErr  error
+}
+
+// Open opens the state directory root, making it if it is not there. Close
+// releases it.
+func Open(ctx context.Context, root string, o Options) (_ *Builder, err error) {
+	root, err = filepath.Abs(root)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(root, 0o711); err != nil {
+		return nil, fmt.Errorf("open state directory: %w (choose another with --root)", err)
+	}
+	driver, err := newDriver(root, o.Driver)
+	if err != nil {
+		return nil, err
+	}
+	b := &Builder{options: o}
+	if b.Store, err = cache.Open(ctx, root, driver); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			b.Close(ctx)
+		}
+	}()
+	if b.Images, err = image.Open(filepath.Join(root, "images")); err != nil {
+		return nil, err
+	}
+	box, err := newSandbox(root, o.OCIRuntime)
+	if err != nil {
+		return nil, err
+	}
+	b.host = executor.Host{Store: b.Store, Sandbox: box, Networks: network.New("", network.Options{})}
+	b.solver = solver.New[executor.Result](executor.Records{Store: b.Store}, solver.Options{})
+	return b, nil
+}
+
+// Close releases the state directory.
+func (b *Builder) Close(ctx context.Context) error {
+	return b.Store.Close(context.WithoutCancel(ctx))
+}
+
+// Sweep removes what killed processes left: layers half made, temporary files,
+// cgroups.
+func (b *Builder) Sweep(ctx context.Context) error {
+	return errors.Join(b.Store.Sweep(ctx), sandbox.Sweep("", func(id string) bool {
+		// Steps are called after the lease of their build, containers are not.
+		lease, _, ok := strings.Cut(id, "-")
+		return !ok || b.Store.Alive(lease)
+	}))
+}
+
+// Host is what steps and containers run with.
+func (b *Builder) Host() executor.Host { return b.host }
+
+// newDriver chooses how snapshots are kept. The choice holds for the state
+// directory as a whole: one driver cannot read the other's.
+func newDriver(root, name string) (cache.Driver, error) {
+	chosen := filepath.Join(root, "driver")
+	was, err := os.ReadFile(chosen)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("open state directory: %w", err)
+	}
+	if name == "" || name == "auto" {
+		name = string(was)
+	}
+	if name == "" {
+		name = "overlay"
+
+	}
+	if len(was) > 0 && string(was) != name {
+		return nil, fmt.Errorf("%s keeps its snapshots with the driver %q: use that, or another --root, for %q", root, was, name)
+	}
+	var d cache.Driver
+	dir := filepath.Join(root, "snapshots")
+	switch name {
+	case "overlay":
+		d, err = overlay.New(dir, overlay.Options{})
+	case "plain":
+		d, err = plain.New(dir, plain.Options{})
+	default:
+		return nil, fmt.Errorf("unknown storage driver %q: want overlay, plain or auto", name)
+	}
+	if err == nil && len(was) == 0 {
+		err = os.WriteFile(chosen, []byte(name), 0o644)
+	}
+	return d, err
+}
+
+func newSandbox(root, runtime string) (sandbox.Sandbox, error) {
+	if runtime == "" {
+		return sandbox.NewNative(sandbox.NativeOptions{}), nil
+	}
+	return nil, errors.New("oci: soon")
+}
+
+// Registry is the client of registries.
+func (b *Builder) Registry() (*registry.Client, error) {
+	b.clientOnce.Do(func() {
+		var config registry.Config
+		if b.options.Registries != nil {
+			config, b.clientErr = b.options.Registries()
+		}
+		if b.clientErr == nil {
+			b.client = registry.New(registry.Options{Config: config, Keychain: registry.DefaultCredentials()})
+		}
+	})
+	return b.client, b.clientErr
+}

@@ -1,0 +1,206 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/861fb494/build/cache"
+	"github.com/861fb494/build/executor/source"
+	"github.com/861fb494/build/parser/ignore"
+)
+
+// contexts is what a build reads of its user's files.
+type contexts struct {
+	byName         map[string]*source.Context
+	stats          []*cache.Stats
+	dockerfile     []byte
+	dockerfileName string // as messages call it
+	ignore         *ignore.Matcher
+	ignoreName     string // the file that it was read from
+	temp           string // a directory of our own that the context was put into
+}
+
+func (c *contexts) close() {
+	for _, x := range c.byName {
+		x.Close()
+	}
+	if c.temp != "" {
+		os.RemoveAll(c.temp)
+	}
+}
+
+// save keeps what was learned of the files. That it cannot be kept costs the
+// next build time, and is no reason for this one to fail.
+func (c *contexts) save() {
+	for _, s := range c.stats {
+		_ = s.Save()
+	}
+}
+
+// maxDockerfile bounds a Dockerfile; BuildKit's bound is smaller.
+const maxDockerfile = 16 << 20
+
+// open finds the context directories and the Dockerfile.
+func (j *job) open(ctx context.Context) error {
+	c := &contexts{byName: map[string]*source.Context{}}
+	j.contexts = c
+	dir, err := j.contextDir(ctx)
+	if err != nil {
+		return err
+	}
+	if err := j.readDockerfile(dir); err != nil {
+		return err
+	}
+	if dir != "" {
+		if c.ignore, c.ignoreName, err = j.readIgnore(dir); err != nil {
+			return err
+		}
+		if err := j.addContext("context", dir, c.ignore); err != nil {
+			return err
+		}
+	}
+	for name, value := range j.Frontend.Contexts {
+		if strings.Contains(value, "://") || strings.HasPrefix(value, "target:") || strings.HasPrefix(value, "git@") || strings.HasPrefix(value, "oci-layout:") {
+			continue
+		}
+		m, err := ignoreFile(filepath.Join(value, ".dockerignore"))
+		if err != nil {
+			return err
+		}
+		if err := j.addContext(name, value, m); err != nil {
+			return fmt.Errorf("build context %s=%s: %w", name, value, err)
+		}
+	}
+	j.local = source.NewLocal(c.byName)
+	return nil
+}
+
+func (j *job) addContext(name, dir string, m *ignore.Matcher) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	st, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if !st.IsDir() {
+		return fmt.Errorf("%s is no directory", dir)
+	}
+	stats := j.Store.Stats(dir)
+	x, err := source.OpenContext(dir, m, stats)
+	if err != nil {
+		return err
+	}
+	j.contexts.byName[name] = x
+	j.contexts.stats = append(j.contexts.stats, stats)
+	return nil
+}
+
+// contextDir is the directory of the context; "" where there is none, with a
+// Dockerfile on standard input.
+func (j *job) contextDir(ctx context.Context) (string, error) {
+	switch {
+	case j.Context == "-":
+		return j.contextFromStdin(ctx)
+	case isURL(j.Context):
+		return j.contextFromURL(ctx)
+	}
+	st, err := os.Stat(j.Context)
+	if err != nil {
+		return "", fmt.Errorf("build context: %w", err)
+	}
+	if !st.IsDir() {
+		return "", fmt.Errorf("build context %s is no directory", j.Context)
+	}
+	return j.Context, nil
+}
+
+func (j *job) readDockerfile(dir string) error {
+	c := j.contexts
+	if c.dockerfile != nil {
+		return nil // it was all of standard input
+	}
+	path := j.File
+	switch path {
+	case "-":
+		if j.Context == "-" {
+			return errors.New("the context and the Dockerfile cannot both be standard input")
+		}
+		data, err := readAll(j.Stdin)
+		c.dockerfile, c.dockerfileName = data, "-"
+		return err
+	case "":
+		path = filepath.Join(dir, "Dockerfile")
+	default:
+		if c.temp != "" && !filepath.IsAbs(path) {
+			path = filepath.Join(dir, path) // of a context that came as an archive
+		}
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) && j.File == "" {
+		return fmt.Errorf("there is no Dockerfile in %s: name it with --file", dir)
+	}
+	if err != nil {
+		return fmt.Errorf("read Dockerfile: %w", err)
+	}
+	defer f.Close()
+	if c.dockerfile, err = readAll(f); err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	c.dockerfileName = filepath.Base(path)
+	if j.File != "" {
+		c.dockerfileName = j.File
+	}
+	return nil
+}
+
+func readAll(r io.Reader) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, maxDockerfile+1))
+	if err == nil && len(data) > maxDockerfile {
+		err = fmt.Errorf("it is larger than %d bytes", maxDockerfile)
+	}
+	return data, err
+}
+
+// readIgnore reads <Dockerfile>.dockerignore beside the Dockerfile, or else the
+// context's .dockerignore.
+func (j *job) readIgnore(dir string) (*ignore.Matcher, string, error) {
+	path := filepath.Join(dir, "Dockerfile")
+	if j.File != "" && j.File != "-" {
+		path = j.File
+		if j.contexts.temp != "" && !filepath.IsAbs(path) {
+			path = filepath.Join(dir, path)
+		}
+	}
+	for _, p := range []string{path + ".dockerignore", filepath.Join(dir, ".dockerignore")} {
+		m, err := ignoreFile(p)
+		if err != nil || m != nil {
+			return m, filepath.Base(p), err
+		}
+	}
+	return nil, "", nil
+}
+
+// ignoreFile is nil for a file that is not there.
+func ignoreFile(path string) (*ignore.Matcher, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNotDir) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read ignore file: %w", err)
+	}
+	defer f.Close()
+	m, err := ignore.Parse(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return m, nil
+}

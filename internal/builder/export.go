@@ -1,0 +1,266 @@
+package builder
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/861fb494/build/executor"
+	"github.com/861fb494/build/exporter"
+	"github.com/861fb494/build/exporter/compress"
+	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/internal/progress"
+)
+
+// outputs are the exporters of one build.
+type outputs struct {
+	job  *job
+	list []output
+}
+
+type output struct {
+	exporter.Exporter
+	name  string // "oci archive out.tar"
+	local bool   // into the image store
+}
+
+// outputs makes the exporters that the build asks for: names alone go to the
+// image store.
+func (j *job) outputs() (*outputs, error) {
+	o := &outputs{job: j}
+	wanted := j.Outputs
+	if len(wanted) == 0 && (len(j.Tags) > 0 || j.Seal) {
+		wanted = []exporter.Output{{Type: exporter.TypeImage}}
+	}
+	if len(wanted) == 0 {
+		return o, nil
+	}
+	temp, err := j.Store.TempDir()
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range wanted {
+		if w.Type == "cacheonly" {
+			continue
+		}
+		opts := exporter.Options{Store: j.Images, Temp: temp, Pool: j.compressors(), Sink: j.Sink, Step: exportStep}
+		if needsRegistry(w) {
+			c, err := j.Registry()
+			if err != nil {
+				return nil, err
+			}
+			opts.Registry = c
+		}
+		e, err := exporter.New(w, opts)
+		if err != nil {
+			o.close()
+			return nil, err
+		}
+		o.list = append(o.list, output{Exporter: e, name: outputName(w), local: w.Type == exporter.TypeImage})
+	}
+	return o, nil
+}
+
+const exportStep = progress.Step("export")
+
+func needsRegistry(o exporter.Output) bool {
+	return o.Type == exporter.TypeRegistry || o.Attrs["push"] == "true"
+}
+
+func outputName(o exporter.Output) string {
+	switch o.Type {
+	case exporter.TypeImage:
+		return "export to the image store"
+	case exporter.TypeRegistry:
+		return "push to the registry"
+	}
+	return "export as " + o.Type + " to " + o.Dest
+}
+
+func (o *outputs) close() {
+	for _, e := range o.list {
+		_ = e.Close() // what it removes are temporary files, which go with the store's lease too
+	}
+}
+
+// begin starts to compress and upload layers. What fails here fails again, and
+// is told, when the image is put out.
+func (o *outputs) begin(ctx context.Context, layers []oci.Layer) {
+	for _, e := range o.list {
+		if e.local {
+			continue
+		}
+		for _, l := range layers {
+			_ = e.Layer(ctx, o.job.remote.openable(l))
+		}
+	}
+}
+
+// compressors is shared by all builds of the process.
+func (b *Builder) compressors() *compress.Pool {
+	b.poolOnce.Do(func() { b.pool = compress.NewPool(runtime.GOMAXPROCS(0)) })
+	return b.pool
+}
+
+// export seals the results and puts them out.
+func (j *job) export(ctx context.Context, out *outputs, results []executor.Result) error {
+	return internalStep(j.Sink, string(exportStep), "export", func(progress.Step) error {
+		var images []oci.PlatformImage
+		for i, r := range results {
+			img, err := j.image(ctx, i, r)
+			if err != nil {
+				return err
+			}
+			images = append(images, img)
+		}
+		j.result.Images, j.result.Sealed = images, true
+		res := oci.Result{Names: j.Tags, Images: images, Annotations: j.Annotations}
+		for _, o := range out.list {
+			d, err := o.Export(ctx, res)
+			if err != nil {
+				return fmt.Errorf("%s: %w", o.name, err)
+			}
+			j.result.Descriptor = d
+		}
+		if len(images) > 1 && j.result.Descriptor.Digest != "" {
+			j.result.ID = j.result.Descriptor.Digest
+			return nil
+		}
+		d, _, err := exporter.Config(images[0])
+		j.result.ID = d.Digest
+		return err
+	})
+}
+
+// image completes the configuration of platform i: diff IDs, times.
+func (j *job) image(ctx context.Context, i int, r executor.Result) (oci.PlatformImage, error) {
+	low := j.lowered[i]
+	layers, err := j.Builder.seal(ctx, j.remote, r.Layers)
+	if err != nil {
+		return oci.PlatformImage{}, err
+	}
+	return finish(low.Image, low.Platform, low.Epoch, layers), nil
+}
+
+// seal gives each layer its diff ID, several at once.
+func (b *Builder) seal(ctx context.Context, r *remote, layers []oci.Layer) ([]oci.Layer, error) {
+	out := make([]oci.Layer, len(layers))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, l := range layers {
+		if l.Blob != nil {
+			out[i] = r.openable(l)
+			continue
+		}
+		g.Go(func() error {
+			sealed, err := b.Store.Seal(ctx, l.ID)
+			if err != nil {
+				return err
+			}
+			l.DiffID, l.TarSize = sealed.DiffID, sealed.TarSize
+			out[i] = r.openable(l)
+			return nil
+		})
+	}
+	return out, g.Wait()
+}
+
+// finish is img upon layers. The time of each layer made here is when its step
+// ran; what makes no layer has the time of the one before. So a build that is
+// all cached gives the same image again.
+func finish(img oci.Image, p oci.Platform, epoch *time.Time, layers []oci.Layer) oci.PlatformImage {
+	img.RootFS.Type = "layers"
+	img.RootFS.DiffIDs = nil
+	for _, l := range layers {
+		img.RootFS.DiffIDs = append(img.RootFS.DiffIDs, l.DiffID)
+	}
+	if img.RootFS.DiffIDs == nil {
+		img.RootFS.DiffIDs = []oci.Digest{}
+	}
+	img.History = slices.Clone(img.History)
+	var last *time.Time
+	n := 0 // layers accounted for
+	for i := range img.History {
+		h := &img.History[i]
+		if !h.EmptyLayer {
+			if n < len(layers) && h.Created == nil && !layers[n].Created.IsZero() {
+				at := layers[n].Created
+				h.Created = &at
+			}
+			n++
+		}
+		if h.Created == nil {
+			h.Created = last
+		}
+		if h.Created != nil {
+			last = h.Created
+		}
+	}
+	switch {
+	case epoch != nil:
+		img.Created = epoch
+	case last != nil:
+		img.Created = last
+	}
+	return oci.PlatformImage{Platform: p, Image: img, Layers: layers}
+}
+
+// kept is a result that nothing named, as it is recorded.
+type kept struct {
+	Platform oci.Platform `json:"platform"`
+	Image    oci.Image    `json:"image"`
+	Epoch    *time.Time   `json:"epoch,omitempty"`
+	Layers   []oci.Layer  `json:"layers"`
+}
+
+// keep records results under an ID by which Tag finds them. Nothing is hashed
+// or compressed for it.
+func (j *job) keep(results []executor.Result) (oci.Digest, error) {
+	var list []kept
+	for i, r := range results {
+		low := j.lowered[i]
+		list = append(list, kept{Platform: low.Platform, Image: low.Image, Epoch: low.Epoch, Layers: r.Layers})
+	}
+	data, err := json.Marshal(list)
+	if err != nil {
+		return "", err
+	}
+	return j.Store.PutResult(data)
+}
+
+// Tag names the result of a build that nothing had named; id is what the build
+// printed, or the beginning of it.
+func (b *Builder) Tag(ctx context.Context, id string, names ...oci.Reference) error {
+	data, err := b.Store.Result(id)
+	if err != nil {
+		return err
+	}
+	var list []kept
+	if err := json.Unmarshal(data, &list); err != nil {
+		return fmt.Errorf("result %s: %w", id, err)
+	}
+	r, err := b.newRemote(false, progress.Discard)
+	if err != nil {
+		return err
+	}
+	res := oci.Result{Names: names}
+	for _, k := range list {
+		layers, err := b.seal(ctx, r, k.Layers)
+		if err != nil {
+			return fmt.Errorf("result %s: %w", id, err)
+		}
+		res.Images = append(res.Images, finish(k.Image, k.Platform, k.Epoch, layers))
+	}
+	e, err := exporter.New(exporter.Output{Type: exporter.TypeImage}, exporter.Options{Store: b.Images})
+	if err != nil {
+		return err
+	}
+	_, err = e.Export(ctx, res)
+	return errors.Join(err, e.Close())
+}

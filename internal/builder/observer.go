@@ -1,0 +1,99 @@
+package builder
+
+import (
+	"sync"
+	"time"
+
+	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/internal/progress"
+	"github.com/861fb494/build/llb"
+)
+
+// observer tells the user's display what the solver does.
+type observer struct {
+	graph llb.Graph
+	sink  progress.Sink
+
+	mu   sync.Mutex
+	seen map[oci.Digest]bool
+	why  map[oci.Digest]string
+	ran  int // steps that were not cached
+}
+
+func newObserver(g llb.Graph, sink progress.Sink) *observer {
+	return &observer{graph: g, sink: sink, seen: map[oci.Digest]bool{}, why: map[oci.Digest]string{}}
+}
+
+// Started implements solver.Observer.
+func (o *observer) Started(n *llb.Node, at time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	// A step that is found by its own digest needs no inputs, so nobody has
+	// heard of them; to the user they are cached like itself.
+	for _, in := range n.Inputs {
+		o.cached(in, at)
+	}
+	o.announce(n, at)
+}
+
+func (o *observer) cached(n *llb.Node, at time.Time) {
+	if o.seen[n.Digest] {
+		return
+	}
+	for _, in := range n.Inputs {
+		o.cached(in, at)
+	}
+	o.announce(n, at)
+	o.sink.Emit(progress.Done{Step: n.Digest, Cached: true, Time: at})
+}
+
+func (o *observer) announce(n *llb.Node, at time.Time) {
+	if o.seen[n.Digest] {
+		return
+	}
+	o.seen[n.Digest] = true
+	m := o.graph.Meta[n.Digest]
+	e := progress.Started{Step: n.Digest, Name: m.Name, Internal: m.Internal || m.Name == "", Time: at}
+	if len(o.graph.Targets) > 1 {
+		e.Platform = m.Platform
+	}
+	if len(m.Positions) > 0 {
+		e.Position = m.Positions[0].String()
+	}
+	for _, in := range n.Inputs {
+		e.Inputs = append(e.Inputs, in.Digest)
+	}
+	o.sink.Emit(e)
+}
+
+// Running implements solver.Observer.
+func (o *observer) Running(n *llb.Node, why string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if _, ok := n.Op.(llb.Source); !ok {
+		o.why[n.Digest] = why
+		o.ran++
+	}
+}
+
+// Done implements solver.Observer.
+func (o *observer) Done(n *llb.Node, cached bool, err error, at time.Time) {
+	o.mu.Lock()
+	why := o.why[n.Digest]
+	o.mu.Unlock()
+	o.sink.Emit(progress.Done{Step: n.Digest, Cached: cached, Why: why, Err: err, Time: at})
+}
+
+// Warn implements solver.Warner.
+func (o *observer) Warn(n *llb.Node, err error) {
+	o.sink.Emit(progress.Warning{Message: o.graph.Meta[n.Digest].Name + ": " + err.Error(), Detail: "the result is used, but will not be found by the next build"})
+}
+
+// internalStep runs f as a step that the display shows: f's error ends it.
+func internalStep(sink progress.Sink, id, name string, f func(progress.Step) error) error {
+	step := progress.Step(id)
+	sink.Emit(progress.Started{Step: step, Name: name, Time: time.Now()})
+	err := f(step)
+	sink.Emit(progress.Done{Step: step, Err: err, Time: time.Now()})
+	return err
+}
