@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 )
 
 // Exit codes. A container's own code, and 128 plus a signal's number, come
@@ -71,6 +72,11 @@ func report(w io.Writer, err error, caught os.Signal) int {
 	return exitFailure
 }
 
+// again is how long after the first signal another one counts as the user's
+// second. timeout(1) and terminals that signal a whole process group send one
+// signal twice.
+const again = 500 * time.Millisecond
+
 // interruptible is a context that SIGINT or SIGTERM cancels; a second such
 // signal ends the program at once. release ends the handling and returns the
 // signal that came, or nil; it may be called again.
@@ -89,10 +95,16 @@ func interruptible(parent context.Context) (ctx context.Context, release func() 
 		case <-stop:
 			return
 		}
-		select {
-		case s := <-signals:
-			os.Exit(128 + int(s.(syscall.Signal)))
-		case <-stop:
+		since := time.Now()
+		for {
+			select {
+			case s := <-signals:
+				if time.Since(since) > again {
+					os.Exit(128 + int(s.(syscall.Signal)))
+				}
+			case <-stop:
+				return
+			}
 		}
 	}()
 	var last os.Signal
