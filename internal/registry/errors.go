@@ -76,14 +76,17 @@ func (e *mirrorsError) Error() string {
 
 func (e *mirrorsError) Unwrap() []error { return append([]error{e.err}, e.mirrors...) }
 
-// explain puts the failure of an action on ref at e into words: "pull node:x:
-// no such image in docker.io". Of a mirror the words are short, as they come in
-// brackets after the registry's.
-func explain(ref oci.Reference, e endpoint, action string, err error) error {
+// explain puts the failure of an action on ref, or on the part of it that what
+// names, at e into words: "pull node:x: not found in docker.io". Of a mirror the
+// words are short, as they come in brackets after the registry's.
+func explain(ref oci.Reference, e endpoint, action, what string, err error) error {
 	kind, text := classify(e, action, err)
 	if e.mirrorOf != "" {
 		text = "mirror " + e.name + ": " + text
 	} else {
+		if what != "" {
+			text = what + ": " + text
+		}
 		text = action + " " + ref.Familiar() + ": " + text
 	}
 	return &requestError{text: text, kind: kind, err: err}

@@ -55,7 +55,7 @@ func (c *Client) Resolve(ctx context.Context, ref oci.Reference) (desc oci.Descr
 	if err := checkRef(ref); err != nil {
 		return desc, err
 	}
-	err = c.pull(ctx, ref, func(e endpoint) error {
+	err = c.pull(ctx, ref, "", func(e endpoint) error {
 		desc, err = e.head(ctx, ref)
 		return err
 	})
@@ -103,7 +103,7 @@ func (c *Client) Manifest(ctx context.Context, ref oci.Reference) (data []byte, 
 	if err := checkRef(ref); err != nil {
 		return nil, desc, err
 	}
-	err = c.pull(ctx, ref, func(e endpoint) error {
+	err = c.pull(ctx, ref, "", func(e endpoint) error {
 		data, desc, err = e.manifest(ctx, ref)
 		return err
 	})
@@ -154,7 +154,7 @@ func (c *Client) HasBlob(ctx context.Context, ref oci.Reference, d oci.Digest) (
 	}
 	err = c.retry(ctx, tries, func() error { return e.headBlob(ctx, d, pullScope(e)) })
 	if err != nil {
-		err = explain(ref, e, "look up blob in", err)
+		err = explain(ref, e, "look in", "blob "+d.String(), err)
 		if errors.Is(err, ErrNotFound) {
 			return false, nil
 		}
@@ -211,7 +211,7 @@ type blob struct {
 
 // open gets the rest of the blob, from offset.
 func (b *blob) open() error {
-	err := b.c.pull(b.ctx, b.ref, b.openAt)
+	err := b.c.pull(b.ctx, b.ref, "blob "+b.desc.Digest.String(), b.openAt)
 	if err == nil || !errors.Is(err, ErrNotFound) || len(b.desc.URLs) == 0 {
 		return err
 	}
@@ -285,7 +285,7 @@ func (b *blob) Read(p []byte) (int, error) {
 			b.offset += int64(n)
 			b.hash.Write(p[:n])
 			if b.desc.Size > 0 && b.offset > b.desc.Size {
-				b.err = fmt.Errorf("blob %s: %s sent more than its %d bytes", b.desc.Digest, b.host, b.desc.Size)
+				b.err = b.fail(fmt.Errorf("%s sent more than its %d bytes", b.host, b.desc.Size))
 				return 0, b.err
 			}
 		}
@@ -309,7 +309,7 @@ func (b *blob) verify() error {
 	if got == b.desc.Digest {
 		return io.EOF
 	}
-	return fmt.Errorf("blob %s: %w", b.desc.Digest, &DigestError{Host: b.host, Want: b.desc.Digest, Got: got})
+	return b.fail(&DigestError{Host: b.host, Want: b.desc.Digest, Got: got})
 }
 
 // resume goes on after the connection broke with err. It gives up once
@@ -324,15 +324,16 @@ func (b *blob) resume(err error) error {
 		if err == io.EOF {
 			err = fmt.Errorf("%s has only %d of its %d bytes", b.host, b.offset, b.desc.Size)
 		}
-		return fmt.Errorf("blob %s: %w", b.desc.Digest, err)
+		return b.fail(err)
 	}
 	if err := b.c.sleep(b.ctx, b.idle-1, 0); err != nil {
 		return err
 	}
-	if err := b.open(); err != nil {
-		return fmt.Errorf("blob %s: go on at byte %d: %w", b.desc.Digest, b.offset, err)
-	}
-	return nil
+	return b.open()
+}
+
+func (b *blob) fail(err error) error {
+	return fmt.Errorf("pull %s: blob %s: %w", b.ref.Familiar(), b.desc.Digest, err)
 }
 
 func (b *blob) Close() error {

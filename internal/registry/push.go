@@ -31,7 +31,7 @@ func (c *Client) PushBlob(ctx context.Context, ref oci.Reference, desc oci.Descr
 		err = c.retry(ctx, tries, func() error { return e.upload(ctx, desc, open, mountFrom) })
 	}
 	if err != nil {
-		return explain(ref, e, "push", fmt.Errorf("blob %s: %w", desc.Digest, err))
+		return explain(ref, e, "push", "blob "+desc.Digest.String(), err)
 	}
 	return nil
 }
@@ -104,7 +104,7 @@ func (c *Client) PushManifest(ctx context.Context, ref oci.Reference, mediaType 
 		return err
 	})
 	if err != nil {
-		return desc, explain(ref, e, "push", err)
+		return desc, explain(ref, e, "push", "", err)
 	}
 	return desc, nil
 }

@@ -120,8 +120,9 @@ func (c *Client) host(name string) (*host, error) {
 }
 
 // pull asks the endpoints of ref in turn until f succeeds with one. A mirror
-// that fails is passed over; what it said is part of the final error.
-func (c *Client) pull(ctx context.Context, ref oci.Reference, f func(endpoint) error) error {
+// that fails is passed over; what it said is part of the final error. what is
+// the part of the image that is asked for, empty for the manifest.
+func (c *Client) pull(ctx context.Context, ref oci.Reference, what string, f func(endpoint) error) error {
 	all, err := c.endpoints(ref)
 	if err != nil {
 		return err
@@ -133,7 +134,7 @@ func (c *Client) pull(ctx context.Context, ref oci.Reference, f func(endpoint) e
 			if err == nil {
 				return nil
 			}
-			return withMirrors(explain(ref, e, "pull", err), mirrors)
+			return withMirrors(explain(ref, e, "pull", what, err), mirrors)
 		}
 		if e.isDown() {
 			continue
@@ -148,7 +149,7 @@ func (c *Client) pull(ctx context.Context, ref oci.Reference, f func(endpoint) e
 		if unreachable(err) {
 			e.setDown()
 		}
-		mirrors = append(mirrors, explain(ref, e, "pull", err))
+		mirrors = append(mirrors, explain(ref, e, "pull", what, err))
 	}
 	panic("registry: a reference without endpoints")
 }
