@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/zeebo/blake3"
+
 	"github.com/861fb494/build/internal/oci"
 )
 
@@ -72,6 +74,13 @@ func (s *Store) Close(ctx context.Context) error {
 	s.abandon(ctx, s.lease.path)
 	os.RemoveAll(s.tempDir())
 	return s.lease.close()
+}
+
+// Group is the name of the cgroup that those of this state directory's steps
+// are made in: what is left there is for its processes alone to judge.
+func (s *Store) Group() string {
+	sum := blake3.Sum256([]byte(s.dir))
+	return "build-" + hex.EncodeToString(sum[:4])
 }
 
 // Dir is the state directory.

@@ -111,6 +111,9 @@ func (x *execution) spec(ctx context.Context) (sandbox.Spec, error) {
 		ShmSize:       op.ShmSize,
 		Resources:     sandbox.Resources{Memory: x.Memory, CPUs: x.CPUs},
 	}
+	if s.CgroupParent == "" {
+		s.CgroupParent = x.Store.Group()
+	}
 	if s.Hostname == "" {
 		s.Hostname = hostname
 	}

@@ -41,15 +41,16 @@ type cacheOptions struct {
 
 // stepOptions are the surroundings of RUN steps.
 type stepOptions struct {
-	Network      string // llb.NetworkDefault, NetworkNone or NetworkHost
-	Hosts        []llb.Host
-	Ulimits      []llb.Ulimit
-	ShmSize      int64 // bytes; 0: 64 MiB
-	Memory       int64 // bytes a step; 0: no limit
-	CPUs         float64
-	CgroupParent string
-	OCIRuntime   string   // name or path of an installed OCI runtime; "": none
-	Allow        []string // entitlements: "network.host", "security.insecure"
+	Network         string // llb.NetworkDefault, NetworkNone or NetworkHost
+	Hosts           []llb.Host
+	Ulimits         []llb.Ulimit
+	ShmSize         int64 // bytes; 0: 64 MiB
+	Memory          int64 // bytes a step; 0: no limit
+	CPUs            float64
+	CgroupParent    string
+	NoNewPrivileges bool
+	OCIRuntime      string   // name or path of an installed OCI runtime; "": none
+	Allow           []string // entitlements: "network.host", "security.insecure"
 }
 
 // sessionOptions are what a build may reach of its caller's.

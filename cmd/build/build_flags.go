@@ -62,7 +62,8 @@ func (f *buildFlags) declare(set *pflag.FlagSet) {
 	set.StringVar(&f.cpus, "cpus", "", "`number` of processors' time for each RUN step, such as 1.5")
 	set.StringVar(&o.Steps.CgroupParent, "cgroup-parent", "", "`cgroup` above those of RUN steps")
 	set.StringVar(&o.Steps.OCIRuntime, "oci-runtime", "", "run steps by this installed OCI `runtime`: runc, crun, or a path")
-	list("allow", "", "allow an `entitlement`: network.host, security.insecure")
+	list("security-opt", "", "no-new-privileges: set-user-ID programs such as sudo give RUN steps no more rights")
+	list("allow", "", "allow an `entitlement`: network.host, security.insecure, device")
 
 	list("secret", "", "secret for RUN --mount=type=secret, as `id=NAME[,src=FILE|,env=VARIABLE]`")
 	list("ssh", "", "agent or keys for RUN --mount=type=ssh, as `default` or NAME[=SOCKET|KEY,…]")
@@ -158,8 +159,8 @@ func (f *buildFlags) words(o *buildOptions) error {
 	}
 	for _, a := range *f.lists["allow"] {
 		for a := range strings.SplitSeq(a, ",") {
-			if a != "network.host" && a != "security.insecure" {
-				return fmt.Errorf("--allow %q: want network.host or security.insecure", a)
+			if a != "network.host" && a != "security.insecure" && a != "device" {
+				return fmt.Errorf("--allow %q: want network.host, security.insecure or device", a)
 			}
 			o.Steps.Allow = append(o.Steps.Allow, a)
 		}
@@ -196,6 +197,16 @@ func (f *buildFlags) steps(o *buildOptions) (err error) {
 			return err
 		}
 		o.Steps.Ulimits = append(o.Steps.Ulimits, u)
+	}
+	for _, v := range *f.lists["security-opt"] {
+		switch v {
+		case "no-new-privileges", "no-new-privileges:true", "no-new-privileges=true":
+			o.Steps.NoNewPrivileges = true
+		case "no-new-privileges:false", "no-new-privileges=false":
+			o.Steps.NoNewPrivileges = false
+		default:
+			return fmt.Errorf("--security-opt %q: only no-new-privileges is supported", v)
+		}
 	}
 	if o.Steps.ShmSize, err = parseSize("shm-size", f.shmSize); err != nil {
 		return err

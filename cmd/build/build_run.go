@@ -33,6 +33,9 @@ func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close(ctx)) }()
+	if b.Notice != "" {
+		fmt.Fprintln(g.stderr, "build:", b.Notice)
+	}
 	if err := b.Sweep(ctx); err != nil {
 		g.debugf("sweep: %v", err)
 	}
@@ -116,7 +119,7 @@ func (o buildOptions) request(g *globals) (builder.Request, error) {
 		Tags: o.Output.Tags, Annotations: o.Output.Annotations,
 		Seal:    o.Output.Quiet || o.Output.IIDFile != "",
 		Secrets: map[string]builder.Secret{}, SSH: map[string]string{}, Allow: o.Steps.Allow,
-		Memory: o.Steps.Memory, CPUs: o.Steps.CPUs,
+		Memory: o.Steps.Memory, CPUs: o.Steps.CPUs, NoNewPrivileges: o.Steps.NoNewPrivileges,
 	}
 	for _, s := range o.Session.Secrets {
 		r.Secrets[s.ID] = builder.Secret{File: s.File, Env: s.Env}

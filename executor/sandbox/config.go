@@ -13,9 +13,8 @@ import (
 // config is what the parent tells the re-executed child, once, over the control
 // socket.
 type config struct {
-	// Run, for the child that only prepares a root for an OCI runtime: what to
-	// execute when the mounts stand, in the caller's root.
-	Run []string `json:",omitempty"`
+	// Run, for the child that prepares a root for an OCI runtime and starts it.
+	Run *runtimeCall `json:",omitempty"`
 	// Target, for a child that joins a running sandbox: a process in it.
 	Target int `json:",omitempty"`
 
@@ -57,13 +56,15 @@ func newConfig(s Spec) *config {
 		c.Dir = "/"
 	}
 	if c.ShmSize <= 0 {
-		c.ShmSize = 64 << 20
+		c.ShmSize = defaultShmSize
 	}
 	if s.Privileged {
 		c.Caps, c.Ambient, c.NoNewPrivs = allCaps(), true, false
 	}
 	return c
 }
+
+const defaultShmSize = 64 << 20 // Docker's
 
 // Kinds of message that the child sends. The end of the stream after msgReady
 // says that the command has been executed.
@@ -76,6 +77,7 @@ const (
 // setup is what the child reports about what it has set up.
 type setup struct {
 	Made []madeDir `json:",omitempty"`
+	Pid  int       `json:",omitempty"` // of the first process, in the child's PID namespace, if it is not the child
 }
 
 // failure is an error on its way from the child.

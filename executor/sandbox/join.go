@@ -12,7 +12,7 @@ import (
 // Exec implements Process. A terminal of it is a new one in the same /dev/pts.
 // The process outlives Wait's grace for output only if it is waited for.
 func (p *process) Exec(ctx context.Context, s Spec) (Process, error) {
-	if p.native == nil {
+	if p.group == nil {
 		return nil, errors.New("exec: not in a further process")
 	}
 	s.Root = p.spec.Root

@@ -62,7 +62,7 @@ func launch(ctx context.Context, s Spec, c *config, attr *syscall.SysProcAttr) (
 
 // handshake tells the child what to do and hears how that went.
 func (p *process) handshake(conn *os.File, c *config) error {
-	if !c.Privileged {
+	if !c.Privileged && c.Run == nil {
 		// Only now, so that it is done while the child starts.
 		filter, err := seccompFilter(c.Caps)
 		if err != nil {
@@ -92,6 +92,9 @@ func (p *process) handshake(conn *os.File, c *config) error {
 				return fmt.Errorf("start sandbox: %w", err)
 			}
 			ready, p.made = true, s.Made
+			if s.Pid != 0 {
+				p.pid = p.childOf()
+			}
 		case kind == msgPid:
 			if err := p.adopt(payload); err != nil {
 				return fmt.Errorf("start sandbox: %w", err)

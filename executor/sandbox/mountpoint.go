@@ -64,7 +64,7 @@ func (r *rootfs) ensure(p string, dir, record bool, links int) (int, error) {
 	// leads to nothing.
 	if to, err := readlinkat(parent, base); err == nil {
 		if !path.IsAbs(to) {
-			to = path.Join(pathOfFD(parent), to)
+			to = path.Join(r.pathOf(parent), to)
 		}
 		return r.ensure(to, dir, record, links-1)
 	}
@@ -103,14 +103,13 @@ func readlinkat(dir int, name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
-// pathOfFD returns the path in the root of an open file: to the kernel the root
-// stands at "/".
-func pathOfFD(fd int) string {
+// pathOf returns the path in the root of an open file.
+func (r *rootfs) pathOf(fd int) string {
 	p, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 	if err != nil || !path.IsAbs(p) {
 		return "/"
 	}
-	return p
+	return path.Join("/", strings.TrimPrefix(p, r.base))
 }
 
 // madeDir is a directory of the root in which mount points were made, and how
@@ -149,7 +148,7 @@ func (r *rootfs) recordMade(parent int, name string, dir bool) func() {
 	if r.upper == "" || !r.sameMount(parent) {
 		return func() {}
 	}
-	d := r.madeDir(pathOfFD(parent), parent)
+	d := r.madeDir(r.pathOf(parent), parent)
 	return func() {
 		if dir {
 			d.Dirs = append(d.Dirs, name)

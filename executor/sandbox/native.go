@@ -77,7 +77,7 @@ func (n *Native) Start(ctx context.Context, s Spec) (Process, error) {
 	if err != nil {
 		return nil, errors.Join(err, group.Remove())
 	}
-	p.native, p.spec, p.group = n, s, group
+	p.spec, p.group = s, group
 	return p, nil
 }
 

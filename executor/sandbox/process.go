@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -22,9 +24,10 @@ type process struct {
 	streams *streams
 	spec    Spec
 	made    []madeDir
-	native  *Native
-	group   *cgroup.Group // nil for a further process, and under an OCI runtime
+	group   *cgroup.Group // nil for a further process
 	cleanup func() error  // what else is to be removed at the end; may be nil
+
+	pid int // if it is not proc's: under an OCI runtime, where proc is process 1 around it
 
 	mu   sync.Mutex
 	proc *os.Process
@@ -52,7 +55,20 @@ func (p *process) abandon() {
 }
 
 // Pid implements Process.
-func (p *process) Pid() int { return p.process().Pid }
+func (p *process) Pid() int {
+	if p.pid != 0 {
+		return p.pid
+	}
+	return p.process().Pid
+}
+
+// childOf returns the one child that the process has.
+func (p *process) childOf() int {
+	self := strconv.Itoa(p.process().Pid)
+	data, _ := os.ReadFile("/proc/" + self + "/task/" + self + "/children")
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(data)))
+	return pid
+}
 
 // Signal implements Process.
 func (p *process) Signal(sig os.Signal) error {

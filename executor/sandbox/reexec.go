@@ -61,6 +61,8 @@ func child(ctl *control) error {
 	switch {
 	case c.Target != 0:
 		return join(ctl, &c)
+	case c.Run != nil:
+		return runRuntime(ctl, &c)
 	}
 	return initialise(ctl, &c)
 }

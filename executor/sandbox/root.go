@@ -17,13 +17,15 @@ import (
 // and those of the root are reached through fd alone.
 type rootfs struct {
 	fd    int
+	base  string // where it is mounted, "/" if not in a bundle
 	upper string // host directory that takes what is written to the root; "" if unknown
 	nodev bool
 	dirs  []*madeDir // parents of mount points that were made, in order
 }
 
-// mountRoot detaches the mount namespace from the host's and mounts m in it.
-func mountRoot(m oci.Mount, nodev bool) (*rootfs, error) {
+// mountRoot detaches the mount namespace from the host's and mounts m in it, at
+// base.
+func mountRoot(m oci.Mount, nodev bool, base string) (*rootfs, error) {
 	// Slave, so that what the host unmounts meanwhile is not held by us; and
 	// nothing of ours reaches the host.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
@@ -32,7 +34,7 @@ func mountRoot(m oci.Mount, nodev bool) (*rootfs, error) {
 	if nodev {
 		m.Options = append([]string{"nodev"}, m.Options...)
 	}
-	r := &rootfs{upper: upperOf(m), nodev: nodev}
+	r := &rootfs{base: base, upper: upperOf(m), nodev: nodev}
 	var err error
 	switch m.Type {
 	case "overlay":
@@ -45,7 +47,7 @@ func mountRoot(m oci.Mount, nodev bool) (*rootfs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount root: %w", err)
 	}
-	if err := attach(r.fd, unix.AT_FDCWD, "/"); err != nil {
+	if err := attach(r.fd, unix.AT_FDCWD, base); err != nil {
 		return nil, fmt.Errorf("mount root: %w", err)
 	}
 	return r, nil

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/861fb494/build/internal/oci"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -52,7 +54,7 @@ var (
 
 // mountAll makes all mounts, in a mount namespace that is this process's own.
 func (c *config) mountAll() (*rootfs, error) {
-	r, err := mountRoot(c.Root, c.NoDev)
+	r, err := mountRoot(c.Root, c.NoDev, "/")
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +114,7 @@ func (r *rootfs) maskPath(p string, empty *int) error {
 	}
 	cover := -1
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		cover, err = bindTree(oci.Mount{Source: "/dev/null"})
+		cover, err = r.clone("/dev/null")
 	} else if *empty < 0 {
 		cover, err = filesystemTree(oci.Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "nosuid", "nodev", "noexec", "mode=755", "size=0k", "nr_inodes=1"}})
 	} else {
@@ -128,6 +130,16 @@ func (r *rootfs) maskPath(p string, empty *int) error {
 	}
 	unix.Close(cover)
 	return err
+}
+
+// clone returns a copy of the mount at path in the root, attached nowhere.
+func (r *rootfs) clone(path string) (int, error) {
+	at, err := r.open(path)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(at)
+	return unix.OpenTree(at, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 }
 
 func closeFD(fd int) {
@@ -151,7 +163,7 @@ var (
 	}
 	devLinks = [][2]string{
 		{"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"},
-		{"/proc/self/fd/2", "stderr"}, {"/proc/kcore", "core"}, {"pts/ptmx", "ptmx"},
+		{"/proc/self/fd/2", "stderr"}, {"pts/ptmx", "ptmx"},
 	}
 )
 
@@ -194,31 +206,74 @@ func (r *rootfs) device(dev int, name string, mode uint32, number uint64) error 
 	return r.mount(oci.Mount{Type: "bind", Source: "/dev/" + name, Target: "/dev/" + name})
 }
 
-// hostDevices makes the other devices of the host's /dev. What is gone again
-// meanwhile is left out.
+// hostDevices makes the other devices of the host's /dev.
 func (r *rootfs) hostDevices(dev int) error {
-	return filepath.WalkDir("/dev", func(p string, d fs.DirEntry, err error) error {
+	nodes, err := hostDeviceNodes()
+	if err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		name := strings.TrimPrefix(n.Path, "/dev/")
+		for i := range name {
+			if name[i] == '/' {
+				if err := ignoreExists(unix.Mkdirat(dev, name[:i], 0o755)); err != nil {
+					return fmt.Errorf("make /dev/%s: %w", name[:i], err)
+				}
+			}
+		}
+		mode := uint32(unix.S_IFCHR)
+		if n.Type == "b" {
+			mode = unix.S_IFBLK
+		}
+		number := unix.Mkdev(uint32(n.Major), uint32(n.Minor))
+		if err := ignoreExists(unix.Mknodat(dev, name, mode|uint32(*n.FileMode), int(number))); err != nil {
+			return fmt.Errorf("make %s: %w", n.Path, err)
+		}
+		if err := unix.Fchownat(dev, name, int(*n.UID), int(*n.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return fmt.Errorf("make %s: %w", n.Path, err)
+		}
+	}
+	return nil
+}
+
+// hostDeviceNodes lists the devices of the host's /dev but for those that every
+// sandbox has anyway. What is gone again meanwhile is left out.
+func hostDeviceNodes() ([]specs.LinuxDevice, error) {
+	var nodes []specs.LinuxDevice
+	err := filepath.WalkDir("/dev", func(p string, d fs.DirEntry, err error) error {
 		if err != nil || p == "/dev" {
 			return ignoreGone(err)
 		}
 		name := p[len("/dev/"):]
 		switch {
-		case d.IsDir() && (name == "pts" || name == "shm" || name == "mqueue" || name == "fd" || name == ".udev"):
+		case d.IsDir() && (name == "pts" || name == "shm" || name == "mqueue"):
 			return filepath.SkipDir
-		case d.IsDir():
-			return ignoreExists(unix.Mkdirat(dev, name, 0o755))
-		case d.Type()&fs.ModeDevice == 0 || name == "console" || name == "ptmx":
+		case d.Type()&fs.ModeDevice == 0 || name == "console" || name == "ptmx" || isDefaultDevice(name):
 			return nil
 		}
 		var st unix.Stat_t
 		if err := unix.Lstat(p, &st); err != nil {
 			return ignoreGone(err)
 		}
-		if err := ignoreExists(unix.Mknodat(dev, name, st.Mode, int(st.Rdev))); err != nil {
-			return fmt.Errorf("make %s: %w", path.Join("/dev", name), err)
+		kind := "c"
+		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+			kind = "b"
 		}
+		mode := os.FileMode(st.Mode & 0o7777)
+		nodes = append(nodes, specs.LinuxDevice{
+			Path: p, Type: kind, Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
+			FileMode: &mode, UID: &st.Uid, GID: &st.Gid,
+		})
 		return nil
 	})
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	return nodes, nil
+}
+
+func isDefaultDevice(name string) bool {
+	return slices.ContainsFunc(defaultDevices, func(d device) bool { return d.name == name })
 }
 
 func ignoreExists(err error) error {

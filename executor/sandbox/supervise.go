@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -13,12 +14,19 @@ import (
 // what is orphaned and to pass signals on, until the command ends; then it ends
 // with its exit code. It returns only with an error.
 func (c *config) superviseCommand(ctl *control) error {
-	signals := make(chan os.Signal, 32)
-	signal.Notify(signals)
 	pid, err := c.fork(&syscall.SysProcAttr{Setsid: true, Setctty: c.Terminal})
 	if err != nil {
 		return err
 	}
+	return supervise(pid)
+}
+
+// supervise is process 1 until the process pid, a child of this one, ends, and
+// then ends with its exit code. It returns only with an error.
+func supervise(pid int) error {
+	signals := make(chan os.Signal, 32)
+	signal.Notify(signals)
+	// The parent waits for the streams and for the control socket to end.
 	for fd := range controlFD + 1 {
 		unix.Close(fd)
 	}
@@ -29,17 +37,28 @@ func (c *config) superviseCommand(ctl *control) error {
 			}
 		}
 	}()
+	status, err := reap(pid)
+	switch {
+	case err != nil:
+		os.Exit(126)
+	case status.Signaled():
+		os.Exit(128 + int(status.Signal()))
+	}
+	os.Exit(status.ExitStatus())
+	return nil
+}
+
+// reap waits for the process pid, and meanwhile for all orphans.
+func reap(pid int) (syscall.WaitStatus, error) {
 	for {
 		var status syscall.WaitStatus
 		got, err := syscall.Wait4(-1, &status, 0, nil)
 		switch {
 		case errors.Is(err, syscall.EINTR):
 		case err != nil:
-			os.Exit(126)
-		case got == pid && status.Signaled():
-			os.Exit(128 + int(status.Signal()))
-		case got == pid && status.Exited():
-			os.Exit(status.ExitStatus())
+			return 0, fmt.Errorf("wait: %w", err)
+		case got == pid && (status.Exited() || status.Signaled()):
+			return status, nil
 		}
 	}
 }
@@ -66,6 +85,7 @@ func (c *config) fork(attr *syscall.SysProcAttr) (pid int, err error) {
 		}
 	}
 	attr.Credential = &syscall.Credential{Uid: c.User.UID, Gid: c.User.GID, Groups: c.User.Groups}
+	defaultSignals()
 	pid, err = syscall.ForkExec(path, c.Args, &syscall.ProcAttr{Env: c.Env, Files: []uintptr{0, 1, 2}, Sys: attr})
 	if err != nil {
 		return 0, execFailed(path, err)

@@ -209,11 +209,27 @@ func (c *config) exec() error {
 	if err := c.become(); err != nil {
 		return err
 	}
+	defaultSignals()
 	path, err := lookPath(c.Args[0], c.Env)
 	if err != nil {
 		return err
 	}
 	return execFailed(path, syscall.Exec(path, c.Args, c.Env))
+}
+
+// defaultSignals undoes that a signal is ignored, which execve(2) passes on: a
+// build that was started with nohup(1) is no reason that its steps ignore
+// SIGHUP.
+func defaultSignals() {
+	for sig := uintptr(1); sig <= 64; sig++ {
+		// struct kernel_sigaction: handler, flags, restorer, mask.
+		var act [4]uint64
+		unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&act)), 8, 0, 0)
+		if act[0] == 1 { // SIG_IGN
+			act = [4]uint64{}
+			unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
+		}
+	}
 }
 
 // execFailed says why execve(2) did not work, with the exit code of a shell.

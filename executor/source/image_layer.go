@@ -13,6 +13,7 @@ import (
 
 	"github.com/861fb494/build/cache/image"
 	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/internal/registry"
 )
 
 // layers are handles on the layers of img, which ref names.
@@ -96,14 +97,14 @@ func (m *Images) blob(ctx context.Context, ref oci.Reference, d oci.Descriptor) 
 
 // download asks ref's registry and then, for an image that was named anew here,
 // wherever the blob is known to be.
-func (m *Images) download(ctx context.Context, ref oci.Reference, d oci.Descriptor) (io.ReadCloser, error) {
+func (m *Images) download(ctx context.Context, ref oci.Reference, d oci.Descriptor) (*registry.BlobReader, error) {
 	var failed error
 	for _, repository := range append([]string{ref.Repository()}, m.store.Origins(d.Digest)...) {
 		at, err := oci.ParseReference(repository + "@" + ref.Digest.String())
 		if err != nil {
 			continue
 		}
-		r, err := m.client.Blob(ctx, at, d)
+		r, err := m.client.RawBlob(ctx, at, d)
 		if err == nil {
 			return r, nil
 		}
@@ -137,8 +138,8 @@ func (s *stored) Read(p []byte) (int, error) {
 // download reads a registry's blob and puts it into the store at its end.
 type download struct {
 	m          *Images
-	r          io.ReadCloser
-	w          *image.Writer
+	r          *registry.BlobReader
+	w          *image.Writer // computes the digest
 	desc       oci.Descriptor
 	repository string
 	told       time.Time // when Progress was last called
@@ -164,6 +165,9 @@ func (d *download) Read(p []byte) (int, error) {
 }
 
 func (d *download) finish() error {
+	if got := d.w.Digest(); got != d.desc.Digest {
+		return d.r.Mismatch(got)
+	}
 	if err := d.w.Commit(d.desc); err != nil {
 		return err
 	}

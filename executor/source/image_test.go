@@ -477,6 +477,36 @@ func TestDamagedBlobIsFetchedAnew(t *testing.T) {
 	}
 }
 
+// TestLayerOfWrongBytes: what the registry sends is not what the manifest names.
+func TestLayerOfWrongBytes(t *testing.T) {
+	srv := newServer(t)
+	p := newPusher(t, srv.host+"/app:v1")
+	l := newLayer(t, "text", "gzip")
+	d := p.image(amd64, l)
+	inner := srv.http
+	bad := digest.FromBytes(l.blob)
+	srv.http = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/blobs/"+bad.String()) {
+			w.Write(bytes.Repeat([]byte("x"), len(l.blob)))
+			return
+		}
+		inner.ServeHTTP(w, r)
+	})
+	store := newStore(t)
+	c, err := newImages(store, ImageOptions{}).Open(t.Context(), llb.Source{Ref: p.ref.String(), Digest: d.Digest, Platform: amd64})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = readAll(t, c.Layers[0].Compressed)
+	var wrong *registry.DigestError
+	if !errors.As(err, &wrong) || wrong.Want != bad || wrong.Host != srv.host {
+		t.Errorf("Compressed = %v, want a DigestError of %s from %s", err, bad, srv.host)
+	}
+	if store.Has(bad) || store.Has(digest.FromBytes(bytes.Repeat([]byte("x"), len(l.blob)))) {
+		t.Error("wrong bytes were stored")
+	}
+}
+
 func TestLayersConcurrently(t *testing.T) {
 	srv := newServer(t)
 	p := newPusher(t, srv.host+"/app:v1")

@@ -179,7 +179,7 @@ func (j *job) permitted(context.Context) error {
 			is   bool
 			name string
 		}{
-			{op.Network == llb.NetworkHost, "network.host"},
+			{op.Network == llb.NetworkHost && j.Frontend.Network != llb.NetworkHost, "network.host"},
 			{op.Security == llb.SecurityInsecure, "security.insecure"},
 			{len(op.Devices) > 0, "device"},
 		} {

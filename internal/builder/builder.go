@@ -34,6 +34,8 @@ type Options struct {
 type Builder struct {
 	Store  *cache.Store
 	Images *image.Store
+	// Notice is something that the user should know of the state directory.
+	Notice string
 
 	options  Options
 	solver   *solver.Solver[executor.Result]
@@ -56,11 +58,11 @@ func Open(ctx context.Context, root string, o Options) (_ *Builder, err error) {
 	if err := os.MkdirAll(root, 0o711); err != nil {
 		return nil, fmt.Errorf("open state directory: %w (choose another with --root)", err)
 	}
-	driver, err := newDriver(root, o.Driver)
+	driver, notice, err := newDriver(root, o.Driver)
 	if err != nil {
 		return nil, err
 	}
-	b := &Builder{options: o}
+	b := &Builder{options: o, Notice: notice}
 	if b.Store, err = cache.Open(ctx, root, driver); err != nil {
 		return nil, err
 	}
@@ -81,18 +83,22 @@ func Open(ctx context.Context, root string, o Options) (_ *Builder, err error) {
 	return b, nil
 }
 
-// Close releases the state directory.
+// Close leaves the network of steps, whose last user takes it down, and
+// releases the state directory.
 func (b *Builder) Close(ctx context.Context) error {
-	return b.Store.Close(context.WithoutCancel(ctx))
+	var network error
+	if b.host.Networks != nil { // nil if Open failed early
+		network = b.host.Networks.Close()
+	}
+	return errors.Join(network, b.Store.Close(context.WithoutCancel(ctx)))
 }
 
 // Sweep removes what killed processes left: layers half made, temporary files,
 // cgroups.
 func (b *Builder) Sweep(ctx context.Context) error {
-	return errors.Join(b.Store.Sweep(ctx), sandbox.Sweep("", func(id string) bool {
-		// Steps are called after the lease of their build, containers are not.
-		lease, _, ok := strings.Cut(id, "-")
-		return !ok || b.Store.Alive(lease)
+	return errors.Join(b.Store.Sweep(ctx), sandbox.Sweep(b.Store.Group(), func(id string) bool {
+		lease, _, _ := strings.Cut(id, "-") // steps are called after the lease of their build
+		return b.Store.Alive(lease)
 	}))
 }
 
@@ -101,23 +107,25 @@ func (b *Builder) Host() executor.Host { return b.host }
 
 // newDriver chooses how snapshots are kept. The choice holds for the state
 // directory as a whole: one driver cannot read the other's.
-func newDriver(root, name string) (cache.Driver, error) {
+func newDriver(root, name string) (d cache.Driver, notice string, err error) {
 	chosen := filepath.Join(root, "driver")
 	was, err := os.ReadFile(chosen)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("open state directory: %w", err)
+		return nil, "", fmt.Errorf("open state directory: %w", err)
 	}
 	if name == "" || name == "auto" {
 		name = string(was)
 	}
 	if name == "" {
 		name = "overlay"
-
+		if err := overlay.Supported(root); err != nil {
+			name = "plain"
+			notice = fmt.Sprintf("snapshots in %s are copies, which is slower and takes more room: %v", root, err)
+		}
 	}
 	if len(was) > 0 && string(was) != name {
-		return nil, fmt.Errorf("%s keeps its snapshots with the driver %q: use that, or another --root, for %q", root, was, name)
+		return nil, "", fmt.Errorf("%s keeps its snapshots with the driver %q: use that, or another --root, for %q", root, was, name)
 	}
-	var d cache.Driver
 	dir := filepath.Join(root, "snapshots")
 	switch name {
 	case "overlay":
@@ -125,12 +133,12 @@ func newDriver(root, name string) (cache.Driver, error) {
 	case "plain":
 		d, err = plain.New(dir, plain.Options{})
 	default:
-		return nil, fmt.Errorf("unknown storage driver %q: want overlay, plain or auto", name)
+		return nil, "", fmt.Errorf("unknown storage driver %q: want overlay, plain or auto", name)
 	}
 	if err == nil && len(was) == 0 {
 		err = os.WriteFile(chosen, []byte(name), 0o644)
 	}
-	return d, err
+	return d, notice, err
 }
 
 func newSandbox(root, runtime string) (sandbox.Sandbox, error) {

@@ -394,18 +394,48 @@ func removeBelow(dir string) {
 	}
 }
 
+// hierarchies lists the mount points of all hierarchies, those too whose
+// controllers are none of ours: OCI runtimes use all.
+func (t *Tree) hierarchies() []string {
+	if t.pure {
+		return []string{t.root}
+	}
+	entries, err := os.ReadDir(t.root)
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, e := range entries {
+		if e.IsDir() { // not the links from "cpu" to "cpu,cpuacct"
+			out = append(out, filepath.Join(t.root, e.Name()))
+		}
+	}
+	return out
+}
+
+// Find returns the group parent/id that an OCI runtime has made.
+func (t *Tree) Find(parent, id string) *Group {
+	t.look()
+	g := &Group{pure: t.pure, v1: map[string]string{}}
+	for _, root := range t.hierarchies() {
+		dir := filepath.Join(root, filepath.Join("/", parent), id)
+		if st, err := os.Stat(dir); err != nil || !st.IsDir() {
+			continue
+		}
+		if root == t.v2 {
+			g.v2 = dir
+		} else {
+			g.v1[filepath.Base(root)] = dir
+		}
+	}
+	return g
+}
+
 // Sweep kills and removes the groups in parent whose id is not alive.
 func (t *Tree) Sweep(parent string, alive func(id string) bool) error {
 	t.look()
 	var errs []error
-	roots := []string{t.v2}
-	for _, root := range t.v1 {
-		roots = append(roots, root)
-	}
-	for _, root := range roots {
-		if root == "" {
-			continue
-		}
+	for _, root := range t.hierarchies() {
 		dir := filepath.Join(root, filepath.Join("/", parent))
 		entries, err := os.ReadDir(dir)
 		if err != nil {
