@@ -192,39 +192,53 @@ func (d *download) Close() error {
 
 // tarReader decompresses a layer and verifies its diff ID at the end.
 type tarReader struct {
-	io.ReadCloser // the tar
-	want          oci.Digest
-	hash          hash.Hash
-	err           error // what all further Reads give
+	tar  io.ReadCloser
+	blob io.ReadCloser
+	want oci.Digest
+	hash hash.Hash
+	err  error // what all further Reads give
 }
 
 // newTar closes blob if it fails. The compression is told by the bytes, as media
 // types are not always right.
 func newTar(blob io.ReadCloser, diffID oci.Digest) (io.ReadCloser, error) {
-	r, err := image.Decompress(blob)
+	r, err := image.Decompress(io.NopCloser(blob))
 	if err != nil {
-		return nil, fmt.Errorf("layer %s: %w", diffID, err)
+		err = fmt.Errorf("layer %s: %w", diffID, cause(blob, err))
+		blob.Close()
+		return nil, err
 	}
-	return &tarReader{ReadCloser: r, want: diffID, hash: diffID.Algorithm().Hash()}, nil
+	return &tarReader{tar: r, blob: blob, want: diffID, hash: diffID.Algorithm().Hash()}, nil
+}
+
+// cause is why a blob cannot be decompressed: that it is the wrong one, or
+// damaged, shows at its end; else it is err.
+func cause(blob io.Reader, err error) error {
+	if _, wrong := io.Copy(io.Discard, blob); wrong != nil {
+		return wrong
+	}
+	return err
 }
 
 func (t *tarReader) Read(p []byte) (int, error) {
 	if t.err != nil {
 		return 0, t.err
 	}
-	n, err := t.ReadCloser.Read(p)
+	n, err := t.tar.Read(p)
 	t.hash.Write(p[:n])
-	if err == io.EOF {
+	switch {
+	case err == io.EOF:
 		if got := digest.NewDigest(t.want.Algorithm(), t.hash); got != t.want {
-			err = fmt.Errorf("decompressed it has digest %s", got)
+			err = fmt.Errorf("layer %s: decompressed it has digest %s", t.want, got)
 		}
-	}
-	if err != nil && err != io.EOF {
-		err = fmt.Errorf("layer %s: %w", t.want, err)
+	case err != nil:
+		err = fmt.Errorf("layer %s: %w", t.want, cause(t.blob, err))
 	}
 	t.err = err
 	return n, err
 }
+
+func (t *tarReader) Close() error { return errors.Join(t.tar.Close(), t.blob.Close()) }
 
 // Reopen gives a layer of an image, as a record kept it, the functions that
 // open its bytes.

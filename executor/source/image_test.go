@@ -457,16 +457,20 @@ func TestDamagedBlobIsFetchedAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(store.Dir(), "blobs", "sha256", digest.FromBytes(l.blob).Encoded())
-	bad := bytes.Clone(l.blob)
-	bad[5] ^= 1 // the time in gzip's header, which changes nothing in the tar
-	if err := os.WriteFile(path, bad, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := readAll(t, c.Layers[0].Tar); !errors.Is(err, image.ErrDamaged) {
-		t.Errorf("Tar of a damaged blob = %v, want %v", err, image.ErrDamaged)
-	}
-	if got, err := readAll(t, c.Layers[0].Tar); err != nil || !bytes.Equal(got, l.tar) {
-		t.Errorf("Tar after a damaged blob = %d bytes, %v, want it mended", len(got), err)
+	// The magic number, the time in gzip's header (which changes nothing in the
+	// tar), and the compressed data.
+	for _, at := range []int{1, 2, 5, 20} {
+		bad := bytes.Clone(l.blob)
+		bad[at] ^= 1
+		if err := os.WriteFile(path, bad, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readAll(t, c.Layers[0].Tar); !errors.Is(err, image.ErrDamaged) {
+			t.Errorf("Tar of a blob damaged at %d = %v, want %v", at, err, image.ErrDamaged)
+		}
+		if got, err := readAll(t, c.Layers[0].Tar); err != nil || !bytes.Equal(got, l.tar) {
+			t.Errorf("Tar after a blob damaged at %d = %d bytes, %v, want it mended", at, len(got), err)
+		}
 	}
 	// One that was cut is noticed at once.
 	if err := os.Truncate(path, 7); err != nil {
@@ -497,10 +501,12 @@ func TestLayerOfWrongBytes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = readAll(t, c.Layers[0].Compressed)
-	var wrong *registry.DigestError
-	if !errors.As(err, &wrong) || wrong.Want != bad || wrong.Host != srv.host {
-		t.Errorf("Compressed = %v, want a DigestError of %s from %s", err, bad, srv.host)
+	for _, open := range []func(context.Context) (io.ReadCloser, error){c.Layers[0].Compressed, c.Layers[0].Tar} {
+		_, err = readAll(t, open)
+		var wrong *registry.DigestError
+		if !errors.As(err, &wrong) || wrong.Want != bad || wrong.Host != srv.host {
+			t.Errorf("error = %v, want a DigestError of %s from %s", err, bad, srv.host)
+		}
 	}
 	if store.Has(bad) || store.Has(digest.FromBytes(bytes.Repeat([]byte("x"), len(l.blob)))) {
 		t.Error("wrong bytes were stored")

@@ -180,26 +180,37 @@ func (e endpoint) headBlob(ctx context.Context, d oci.Digest, scopes []string) e
 // desc: a *DigestError, so nothing read may be relied on before. A size of 0
 // in desc stands for an unknown one. The caller closes it; ctx covers reading too.
 func (c *Client) Blob(ctx context.Context, ref oci.Reference, desc oci.Descriptor) (io.ReadCloser, error) {
+	b, err := c.RawBlob(ctx, ref, desc)
+	if err != nil {
+		return nil, err
+	}
+	b.hash = desc.Digest.Algorithm().Hash()
+	return b, nil
+}
+
+// RawBlob is Blob for a caller who computes the digest anyway: all but the size
+// is left unverified.
+func (c *Client) RawBlob(ctx context.Context, ref oci.Reference, desc oci.Descriptor) (*BlobReader, error) {
 	if err := checkRef(ref); err != nil {
 		return nil, err
 	}
 	if err := desc.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("blob %q: %w", string(desc.Digest), err)
 	}
-	b := &blob{c: c, ctx: ctx, ref: ref, desc: desc, hash: desc.Digest.Algorithm().Hash()}
+	b := &BlobReader{c: c, ctx: ctx, ref: ref, desc: desc}
 	if err := b.open(); err != nil {
 		return nil, err
 	}
 	return b, nil
 }
 
-// blob reads one blob over as many connections as it takes.
-type blob struct {
+// BlobReader reads one blob over as many connections as it takes.
+type BlobReader struct {
 	c    *Client
 	ctx  context.Context // of the whole download, as an io.Reader has no place for it
 	ref  oci.Reference
 	desc oci.Descriptor
-	hash hash.Hash
+	hash hash.Hash // nil: not verified
 
 	body   io.ReadCloser
 	host   string // that body comes from
@@ -210,7 +221,7 @@ type blob struct {
 }
 
 // open gets the rest of the blob, from offset.
-func (b *blob) open() error {
+func (b *BlobReader) open() error {
 	err := b.c.pull(b.ctx, b.ref, "blob "+b.desc.Digest.String(), b.openAt)
 	if err == nil || !errors.Is(err, ErrNotFound) || len(b.desc.URLs) == 0 {
 		return err
@@ -236,11 +247,11 @@ func (b *blob) open() error {
 	return err
 }
 
-func (b *blob) openAt(e endpoint) error {
+func (b *BlobReader) openAt(e endpoint) error {
 	return b.start(e, request{path: e.path("blobs", b.desc.Digest.String()), scopes: pullScope(e)})
 }
 
-func (b *blob) start(e endpoint, r request) error {
+func (b *BlobReader) start(e endpoint, r request) error {
 	r.method, r.ok = http.MethodGet, []int{http.StatusOK}
 	if b.offset > 0 && !b.whole {
 		// Some servers know only ranges with an end.
@@ -277,13 +288,16 @@ func (b *blob) start(e endpoint, r request) error {
 	return nil
 }
 
-func (b *blob) Read(p []byte) (int, error) {
+// Read implements io.Reader; see Client.Blob.
+func (b *BlobReader) Read(p []byte) (int, error) {
 	for b.err == nil {
 		n, err := b.body.Read(p)
 		if n > 0 {
 			b.idle = 0
 			b.offset += int64(n)
-			b.hash.Write(p[:n])
+			if b.hash != nil {
+				b.hash.Write(p[:n])
+			}
 			if b.desc.Size > 0 && b.offset > b.desc.Size {
 				b.err = b.fail(fmt.Errorf("%s sent more than its %d bytes", b.host, b.desc.Size))
 				return 0, b.err
@@ -304,17 +318,25 @@ func (b *blob) Read(p []byte) (int, error) {
 }
 
 // verify is io.EOF if the bytes read are those asked for.
-func (b *blob) verify() error {
+func (b *BlobReader) verify() error {
+	if b.hash == nil {
+		return io.EOF
+	}
 	got := digest.NewDigest(b.desc.Digest.Algorithm(), b.hash)
 	if got == b.desc.Digest {
 		return io.EOF
 	}
+	return b.Mismatch(got)
+}
+
+// Mismatch is the error of a blob that turned out to be got.
+func (b *BlobReader) Mismatch(got oci.Digest) error {
 	return b.fail(&DigestError{Host: b.host, Want: b.desc.Digest, Got: got})
 }
 
 // resume goes on after the connection broke with err. It gives up once
 // several connections in a row brought nothing.
-func (b *blob) resume(err error) error {
+func (b *BlobReader) resume(err error) error {
 	b.body.Close()
 	if b.ctx.Err() != nil {
 		return context.Cause(b.ctx)
@@ -332,11 +354,12 @@ func (b *blob) resume(err error) error {
 	return b.open()
 }
 
-func (b *blob) fail(err error) error {
+func (b *BlobReader) fail(err error) error {
 	return fmt.Errorf("pull %s: blob %s: %w", b.ref.Familiar(), b.desc.Digest, err)
 }
 
-func (b *blob) Close() error {
+// Close ends the download.
+func (b *BlobReader) Close() error {
 	if b.err == nil {
 		b.err = errors.New("blob is closed")
 	}
