@@ -229,7 +229,7 @@ func (s *Store) Lookup(name string) (Found, error) {
 	if refErr != nil {
 		return Found{}, refErr
 	}
-	return Found{}, fmt.Errorf("no image %s here: %w", ref.Familiar(), ErrNotFound)
+	return Found{}, fmt.Errorf("image %s: %w here", name, ErrNotFound)
 }
 
 // lookupID finds by the first digits of ID or digest.
@@ -251,9 +251,9 @@ func (s *Store) lookupID(name, prefix string) (Found, error) {
 	}
 	if len(found) == 0 {
 		if bad != nil {
-			return Found{}, fmt.Errorf("no image %s here: %w; some could not be read: %w", name, ErrNotFound, bad)
+			return Found{}, fmt.Errorf("image %s: %w here; some could not be read: %w", name, ErrNotFound, bad)
 		}
-		return Found{}, fmt.Errorf("no image %s here: %w", name, ErrNotFound)
+		return Found{}, fmt.Errorf("image %s: %w here", name, ErrNotFound)
 	}
 	if slices.ContainsFunc(found, func(f Found) bool { return f.ID != found[0].ID }) {
 		return Found{}, fmt.Errorf("image %s: several IDs begin so", name)

@@ -15,6 +15,17 @@ func commands() []command {
 	return []command{
 		{"build", "Build an image from a Dockerfile (the word may be left out)", newBuildCommand},
 		{"completion", "Print the shell's completion script", newCompletionCommand},
+		{"history", "Show the steps that an image was made by", newHistoryCommand},
+		{"images", "List images", newImagesCommand},
+		{"inspect", "Show all that is known of images, as JSON", newInspectCommand},
+		{"load", "Read images from an archive", newLoadCommand},
+		{"login", "Log in to a registry", newLoginCommand},
+		{"logout", "Log out from a registry", newLogoutCommand},
+		{"pull", "Download an image", newPullCommand},
+		{"push", "Upload an image to a registry", newPushCommand},
+		{"rmi", "Remove images", newRmiCommand},
+		{"save", "Write images to an archive or a directory", newSaveCommand},
+		{"tag", "Give an image a name", newTagCommand},
 		{"version", "Print the version", newVersionCommand},
 	}
 }
