@@ -312,16 +312,12 @@ func (cs *Containers) sweep(ctx context.Context) error {
 			return err
 		}
 	}
-	return sandbox.Sweep(cgroupParent, func(id string) bool {
-		// Others' containers, of another directory, are not ours to judge.
+	return sandbox.Sweep("", func(id string) bool {
+		// Steps, and containers of another directory, are not ours to judge.
 		dir := filepath.Join(cs.Dir, id)
 		return !exists(dir) || locked(filepath.Join(dir, "lock"))
 	})
 }
-
-// cgroupParent is where containers' cgroups are; those of steps are elsewhere,
-// and swept by another rule.
-const cgroupParent = "build-run"
 
 func (cs *Containers) now() time.Time {
 	if cs.Now != nil {

@@ -443,7 +443,7 @@ func TestShimKilled(t *testing.T) {
 	if _, err := f.Find("gone"); err == nil {
 		t.Error("a lost container of --rm was not removed")
 	}
-	if left, _ := filepath.Glob("/sys/fs/cgroup/*/" + cgroupParent + "/" + kept.ID); len(left) > 0 {
+	if left, _ := filepath.Glob("/sys/fs/cgroup/*/build/" + kept.ID); len(left) > 0 {
 		t.Errorf("cgroups left: %v", left)
 	}
 }

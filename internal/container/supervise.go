@@ -212,7 +212,6 @@ func (su *supervisor) spec(end *network.Endpoint) (sandbox.Spec, error) {
 		NetNS:         end.NetNS,
 		Privileged:    c.Privileged,
 		Resources:     c.Resources,
-		CgroupParent:  cgroupParent,
 	}, nil
 }
 
