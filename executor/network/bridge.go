@@ -44,7 +44,7 @@ func ensureBridge(o Options, used bool) (bridge, error) {
 		return bridge{}, fmt.Errorf("device %s is there already and is not a bridge of ours: remove it or choose another name", o.Name)
 	}
 	br := bridge{index: link.Attrs().Index, mtu: link.Attrs().MTU}
-	addrs, err := netlink.AddrList(link, unix.AF_INET)
+	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, unix.AF_INET) })
 	if err != nil {
 		return bridge{}, fmt.Errorf("list addresses of %s: %w", o.Name, err)
 	}
@@ -122,7 +122,7 @@ func makeBridge(o Options) (_ bridge, err error) {
 // removeBridge removes the bridge, if it is ours, and the devices of endpoints
 // that have ended and that the kernel has not come round to.
 func removeBridge(name string) error {
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list devices: %w", err)
 	}

@@ -11,8 +11,9 @@ import (
 
 // plan chooses a new bridge's subnet and MTU by the host's routes.
 func plan(o Options) (subnet netip.Prefix, mtu int, err error) {
-	routes, err := netlink.RouteListFiltered(unix.AF_INET,
-		&netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return netip.Prefix{}, 0, fmt.Errorf("list routes: %w", err)
 	}
