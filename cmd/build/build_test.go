@@ -137,7 +137,7 @@ func TestBuildOptionErrors(t *testing.T) {
 		{"--network bridge", "want one of default, none, host"},
 		{"--add-host a", "want NAME:ADDRESS"},
 		{"--add-host a:b", "no IP address"},
-		{"--allow device", "want network.host, security.insecure or device"},
+		{"--allow everything", "want network.host, security.insecure or device"},
 		{"--ulimit nofile", "--ulimit"},
 		{"--ulimit nofile=2:1", "--ulimit"},
 		{"--ulimit what=1", "--ulimit"},

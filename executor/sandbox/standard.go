@@ -31,14 +31,20 @@ func (c *config) standardMounts() []oci.Mount {
 	if c.NoDev {
 		dev = append(dev, "nodev")
 	}
-	return []oci.Mount{
+	return slices.DeleteFunc([]oci.Mount{
 		{Type: "proc", Source: "proc", Target: "/proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Type: "tmpfs", Source: "tmpfs", Target: "/dev", Options: dev},
 		{Type: "devpts", Source: "devpts", Target: "/dev/pts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Type: "tmpfs", Source: "shm", Target: "/dev/shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=" + strconv.FormatInt(c.ShmSize, 10)}},
 		{Type: "mqueue", Source: "mqueue", Target: "/dev/mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		sys,
-	}
+	}, c.replaced)
+}
+
+// replaced reports a standard mount in whose place the caller has one of its
+// own.
+func (c *config) replaced(m oci.Mount) bool {
+	return m.Target != "/dev" && slices.ContainsFunc(c.Mounts, func(own oci.Mount) bool { return filepath.Clean(own.Target) == m.Target })
 }
 
 // Paths that tell or change what concerns the whole machine, as containerd has
