@@ -151,9 +151,14 @@ func (a *auth) describe(err error, h http.Header) error {
 	return a.refused(err, h)
 }
 
-// refused is describe where a.mu is held.
+// refused is describe where a.mu is held. The keychain is asked anew the next
+// time: the user may log in while a long-lived program runs.
 func (a *auth) refused(err error, h http.Header) error {
-	return &statusError{err: err, header: h, user: a.creds.Username, keychain: a.failed}
+	e := &statusError{err: err, header: h, user: a.creds.Username, keychain: a.failed}
+	if hasStatus(err, http.StatusUnauthorized) {
+		a.loaded, a.token = false, ""
+	}
+	return e
 }
 
 // statusError is an answer with an unwanted status.

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -13,9 +15,12 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
@@ -155,6 +160,42 @@ func TestTokenExpiresMidBlob(t *testing.T) {
 	roundTrip(t, newClient(Options{}), host)
 	if s.next < 5 {
 		t.Errorf("%d tokens were asked for, want several", s.next)
+	}
+}
+
+// TestLoginLater: a client that was refused takes credentials that came since.
+func TestLoginLater(t *testing.T) {
+	host := newTokens(t, &tokens{uses: 1000, user: "u", password: "p"})
+	creds := keys{}
+	c := newClient(Options{Keychain: creds})
+	r := ref(t, host+"/some/app:v1")
+	if _, _, err := c.Manifest(t.Context(), r); !errors.Is(err, ErrUnauthorized) {
+		t.Errorf("Manifest before the login = %v, want %v", err, ErrUnauthorized)
+	}
+	creds[host+"/some/app"] = authn.AuthConfig{Username: "u", Password: "p"}
+	if _, _, err := c.Manifest(t.Context(), r); !errors.Is(err, ErrNotFound) {
+		t.Errorf("Manifest after the login = %v, want %v", err, ErrNotFound)
+	}
+}
+
+// TestConnectionsAreKept: answers that do not matter are read, or each would
+// cost a new connection.
+func TestConnectionsAreKept(t *testing.T) {
+	s := &tokens{uses: 1}
+	s.good, s.scopes = map[string]int{}, map[string]bool{}
+	var conns atomic.Int32
+	s.h = registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	srv := httptest.NewUnstartedServer(s)
+	srv.Config.ConnState = func(_ net.Conn, st http.ConnState) {
+		if st == http.StateNew {
+			conns.Add(1)
+		}
+	}
+	srv.Start()
+	t.Cleanup(srv.Close)
+	roundTrip(t, newClient(Options{}), srv.Listener.Addr().String())
+	if n := conns.Load(); n > 3 { // a server that answers before it has read what is sent hangs up
+		t.Errorf("%d connections were made, want 3 at most", n)
 	}
 }
 

@@ -149,11 +149,14 @@ func (h *host) do(ctx context.Context, r request) (*http.Response, error) {
 		}
 		if own && resp.StatusCode == http.StatusUnauthorized && resp.Request.URL.Host == h.addr && !again {
 			challenges := parseChallenges(resp.Header.Values("WWW-Authenticate"))
-			if retry, err := a.challenged(ctx, challenges, header, r.url.Scheme == "http"); err != nil {
-				resp.Body.Close()
+			retry, err := a.challenged(ctx, challenges, header, r.url.Scheme == "http")
+			if err != nil || retry {
+				discard(resp)
+			}
+			if err != nil {
 				return nil, err
-			} else if retry {
-				resp.Body.Close()
+			}
+			if retry {
 				continue
 			}
 		}
@@ -163,6 +166,13 @@ func (h *host) do(ctx context.Context, r request) (*http.Response, error) {
 		}
 		return resp, nil
 	}
+}
+
+// discard ends a response that does not matter. Its text is read, as only then
+// the connection can be used again.
+func discard(resp *http.Response) {
+	_, _ = io.CopyN(io.Discard, resp.Body, 16<<10) // may end early
+	resp.Body.Close()
 }
 
 // send does one exchange.
@@ -235,7 +245,7 @@ func (h *host) pickScheme(ctx context.Context) (string, error) {
 		u := &url.URL{Scheme: s, Host: h.addr, Path: "/v2/"}
 		resp, err := h.send(ctx, request{method: http.MethodHead, url: u}, "")
 		if err == nil {
-			resp.Body.Close()
+			discard(resp)
 			if s == "http" && resp.StatusCode == http.StatusBadRequest {
 				refused = true
 				continue

@@ -26,7 +26,7 @@ func Check(ctx context.Context, o Options, name, user, password string) error {
 	err = c.retry(ctx, tries, func() error {
 		resp, err := h.do(ctx, request{method: "GET", ok: []int{200}})
 		if err == nil {
-			resp.Body.Close()
+			discard(resp)
 		}
 		return err
 	})

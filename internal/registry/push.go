@@ -56,7 +56,7 @@ func (e endpoint) upload(ctx context.Context, desc oci.Descriptor, open func() (
 	if err != nil {
 		return err
 	}
-	resp.Body.Close()
+	discard(resp)
 	if resp.StatusCode == http.StatusCreated {
 		return nil
 	}
@@ -74,7 +74,7 @@ func (e endpoint) upload(ctx context.Context, desc oci.Descriptor, open func() (
 		ok: []int{http.StatusCreated, http.StatusNoContent, http.StatusOK},
 	})
 	if err == nil {
-		resp.Body.Close()
+		discard(resp)
 	}
 	return err
 }
@@ -99,7 +99,7 @@ func (c *Client) PushManifest(ctx context.Context, ref oci.Reference, mediaType 
 			ok:     []int{http.StatusCreated, http.StatusOK, http.StatusAccepted},
 		})
 		if err == nil {
-			resp.Body.Close()
+			discard(resp)
 		}
 		return err
 	})
