@@ -24,8 +24,8 @@ import (
 	"github.com/861fb494/build/internal/oci"
 )
 
-// The tests run in a network namespace of their own. This program is also the
-// sandbox's child and the shim.
+// The tests run in network, PID and mount namespaces of their own: no shim
+// outlives them. This program is also the sandbox's child and the shim.
 func TestMain(m *testing.M) {
 	sandbox.Reexec()
 	os.Exit(testMain(m))
@@ -40,17 +40,37 @@ func testMain(m *testing.M) int {
 		}
 		return 0
 	}
-	if os.Geteuid() != 0 || os.Getenv("CONTAINER_TEST") != "" {
+	if os.Geteuid() != 0 {
+		return m.Run()
+	}
+	if os.Getenv("CONTAINER_TEST") != "" {
+		if err := furnish(); err != nil {
+			fmt.Fprintln(os.Stderr, "set up the tests' namespaces:", err)
+			return 1
+		}
 		return m.Run()
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), "CONTAINER_TEST=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS,
+		Pdeathsig:  syscall.SIGKILL,
+	}
 	if err := cmd.Run(); err != nil {
 		return 1
 	}
 	return 0
+}
+
+func furnish() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return err
+	}
+	return loopbackUp()
 }
 
 // roots is a Snapshots without layers: each container has a directory of its
@@ -125,9 +145,6 @@ func setup(t *testing.T) *fixture {
 		}
 		t.Skip("needs /usr/bin/busybox, of Debian's package busybox-static")
 	}
-	if err := loopbackUp(); err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
 	f := &fixture{T: t, Containers: at(dir), dir: dir}
 	t.Cleanup(func() {
@@ -135,8 +152,10 @@ func setup(t *testing.T) *fixture {
 		if err != nil {
 			t.Error(err)
 		}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
 		for _, i := range infos {
-			if err := f.Remove(context.Background(), i.ID, true); err != nil {
+			if err := f.Remove(ctx, i.ID, true); err != nil {
 				t.Error(err)
 			}
 		}
