@@ -48,17 +48,17 @@ type Registry interface {
 // Options are the surroundings of an exporter. What an Output does not need may
 // stay zero.
 type Options struct {
-	Store    *image.Store   // local images; records of compressed layers. Needed by type=image
-	Registry Registry       // needed by pushes
-	Temp     string         // directory for temporary files; empty: os.TempDir
-	Stdout   io.Writer      // what dest=- means; nil: os.Stdout
+	Store    *image.Store // local images; records of compressed layers. Needed by type=image
+	Registry Registry     // needed by pushes
+	Temp     string       // directory for temporary files; empty: os.TempDir
+	Stdout   io.Writer    // what dest=- means; nil: os.Stdout
 	// Names are those of Result.Names that are known beforehand: a push sends
 	// layers there while the build goes on.
 	Names []oci.Reference
-	Pool     *compress.Pool // shared by all exporters of a process; nil: one of its own
-	Sink     progress.Sink  // takes Counters of Step; nil: nobody is told
-	Step     progress.Step
-	Now      func() time.Time // nil: time.Now
+	Pool  *compress.Pool // shared by all exporters of a process; nil: one of its own
+	Sink  progress.Sink  // takes Counters of Step; nil: nobody is told
+	Step  progress.Step
+	Now   func() time.Time // nil: time.Now
 }
 
 func (o Options) now() time.Time {
@@ -81,6 +81,9 @@ func New(out Output, o Options) (Exporter, error) {
 	}
 	if o.Stdout == nil {
 		o.Stdout = os.Stdout
+	}
+	if out.Type == TypeLocal || out.Type == TypeTar {
+		return &files{o: o, out: out}, nil
 	}
 	if out.Type == TypeImage && a.push {
 		return newBoth(out, o)
