@@ -69,9 +69,10 @@ const defaultShmSize = 64 << 20 // Docker's
 // Kinds of message that the child sends. The end of the stream after msgReady
 // says that the command has been executed.
 const (
-	msgReady = 'R' // all is set up; payload: setup. A terminal's master rides along
-	msgPid   = 'P' // the process that a joining child started; payload: decimal
-	msgError = 'E' // payload: failure
+	msgTerminal = 'T' // no payload, but the master of the terminal as a descriptor
+	msgReady    = 'R' // all is set up; payload: setup
+	msgPid      = 'P' // the process that a joining child started; payload: decimal
+	msgError    = 'E' // payload: failure
 )
 
 // setup is what the child reports about what it has set up.

@@ -86,6 +86,7 @@ func (p *process) handshake(conn *os.File, c *config) error {
 				err = sendErr
 			}
 			return fmt.Errorf("start sandbox: its first process ended early: %w", err)
+		case kind == msgTerminal: // the descriptor is in r
 		case kind == msgReady:
 			var s setup
 			if err := json.Unmarshal(payload, &s); err != nil {

@@ -23,8 +23,11 @@ const (
 // process was started to be one. Else it returns at once. It is to be called
 // first thing in main.
 func Reexec() {
-	if len(os.Args) == 0 || os.Args[0] != reexecName {
+	if len(os.Args) == 0 || os.Args[0] != reexecName && os.Args[0] != initPath {
 		return
+	}
+	if os.Args[0] == initPath {
+		runtimeInit(os.Args[1:])
 	}
 	// Namespaces, capabilities and the seccomp filter belong to a thread; the
 	// one that they were set on has to be the one that executes the command.
@@ -217,7 +220,7 @@ func retry(f func() (int, error)) (int, error) {
 func (c *control) ready(s setup, fd int) error {
 	if fd >= 0 {
 		defer unix.Close(fd)
-		if err := unix.Sendmsg(c.fd, []byte{0}, unix.UnixRights(fd), nil, 0); err != nil {
+		if err := unix.Sendmsg(c.fd, []byte{msgTerminal, 0, 0, 0, 0}, unix.UnixRights(fd), nil, 0); err != nil {
 			return fmt.Errorf("send terminal: %w", err)
 		}
 	}

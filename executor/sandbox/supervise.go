@@ -48,6 +48,39 @@ func supervise(pid int) error {
 	return nil
 }
 
+// initPath is where this program is bound in a container of an OCI runtime that
+// is to have an init; by that name it knows that it is it.
+const initPath = "/dev/.build-init"
+
+// runtimeInit is the init in a container of an OCI runtime, which has set up all
+// else. It does not return.
+func runtimeInit(args []string) {
+	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // so that the command cannot get at this program's file
+	path, err := lookPath(args[0], os.Environ())
+	if err == nil {
+		var pid int
+		pid, err = syscall.ForkExec(path, args, &syscall.ProcAttr{
+			Env: os.Environ(), Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setpgid: true, Foreground: isTerminal(0)},
+		})
+		if err != nil {
+			err = execFailed(path, err)
+		} else {
+			err = supervise(pid)
+		}
+	}
+	fmt.Fprintln(os.Stderr, err)
+	var e *ExecError
+	if errors.As(err, &e) {
+		os.Exit(e.Code)
+	}
+	os.Exit(1)
+}
+
+func isTerminal(fd int) bool {
+	_, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	return err == nil
+}
+
 // reap waits for the process pid, and meanwhile for all orphans.
 func reap(pid int) (syscall.WaitStatus, error) {
 	for {
