@@ -15,18 +15,26 @@ func commands() []command {
 	return []command{
 		{"build", "Build an image from a Dockerfile (the word may be left out)", newBuildCommand},
 		{"completion", "Print the shell's completion script", newCompletionCommand},
+		{"exec", "Run a further command in a running container", newExecCommand},
 		{"history", "Show the steps that an image was made by", newHistoryCommand},
 		{"images", "List images", newImagesCommand},
 		{"inspect", "Show all that is known of images, as JSON", newInspectCommand},
+		{"kill", "Send containers a signal", newKillCommand},
 		{"load", "Read images from an archive", newLoadCommand},
 		{"login", "Log in to a registry", newLoginCommand},
 		{"logout", "Log out from a registry", newLogoutCommand},
+		{"logs", "Print what a container has written", newLogsCommand},
+		{"ps", "List containers", newPsCommand},
 		{"pull", "Download an image", newPullCommand},
 		{"push", "Upload an image to a registry", newPushCommand},
+		{"rm", "Remove containers", newRmCommand},
 		{"rmi", "Remove images", newRmiCommand},
+		{"run", "Run a container of an image", newRunCommand},
 		{"save", "Write images to an archive or a directory", newSaveCommand},
+		{"stop", "Stop containers", newStopCommand},
 		{"tag", "Give an image a name", newTagCommand},
 		{"version", "Print the version", newVersionCommand},
+		{"wait", "Wait for containers to end and print their exit codes", newWaitCommand},
 	}
 }
 

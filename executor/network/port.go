@@ -38,8 +38,8 @@ func (p Port) proto() string {
 //
 //	[[ip:][hostPort]:]containerPort[/tcp|/udp]
 //
-// Either port may be a range "8000-8010"; both are then of one length. An IPv6
-// address stands in brackets.
+// A host port of 0, or none, is any that is free. Ports may be ranges
+// "8000-8010", both of one length. An IPv6 address stands in brackets.
 // Source: https://docs.docker.com/reference/cli/docker/container/run/#publish.
 func ParsePorts(s string) ([]Port, error) {
 	fail := func(why string) ([]Port, error) {
@@ -79,6 +79,9 @@ func ParsePorts(s string) ([]Port, error) {
 		return fail(err.Error())
 	}
 	var hFirst, hLast uint16
+	if host == "0" {
+		host = "" // any, too
+	}
 	if host != "" {
 		if hFirst, hLast, err = portRange(host); err != nil {
 			return fail(err.Error())

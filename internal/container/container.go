@@ -45,7 +45,6 @@ type Snapshots interface {
 // Networks gives containers their networks. *network.Networks is one.
 type Networks interface {
 	Attach(ctx context.Context, mode string, ports []network.Port) (*network.Endpoint, error)
-	Close() error
 }
 
 // Containers are those of one directory. It is safe for concurrent use, by
@@ -54,7 +53,7 @@ type Containers struct {
 	Dir       string
 	Snapshots Snapshots
 	Sandbox   sandbox.Sandbox
-	Networks  Networks // closed by Supervise
+	Networks  Networks
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -145,6 +144,11 @@ type Container struct {
 
 // Close gives the container up; what Remove asks for is not done.
 func (c *Container) Close() error { return c.lock.Close() }
+
+// Abandon removes a container that was created and is not to run.
+func (cs *Containers) Abandon(c *Container) error {
+	return cs.discard(context.Background(), c.dir, c.Snapshot())
+}
 
 // Create makes a container of an image, ready to be supervised by this process
 // or by a shim. The caller closes it.

@@ -3,6 +3,7 @@ package container
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -35,7 +36,9 @@ func testMain(m *testing.M) int {
 	if len(os.Args) == 4 && os.Args[1] == "shim" {
 		signals := make(chan os.Signal, 4)
 		signal.Notify(signals, syscall.SIGTERM)
-		if err := at(os.Args[2]).Shim(context.Background(), os.Args[3], signals); err != nil {
+		cs := at(os.Args[2])
+		err := cs.Shim(context.Background(), os.Args[3], signals)
+		if err := errors.Join(err, cs.Networks.(*network.Networks).Close()); err != nil {
 			return CodeFailed
 		}
 		return 0
@@ -250,7 +253,8 @@ func TestRun(t *testing.T) {
 		out  string // contained in the output
 		code int
 	}{
-		{"output", image("echo hi; echo ho >&2"), Options{}, "hi\nho\n", 0},
+		{"output", image("echo hi"), Options{}, "hi\n", 0},
+		{"standard error", image("echo ho >&2"), Options{}, "ho\n", 0},
 		{"status", image("exit 42"), Options{}, "", 42},
 		{"signal", image("kill -9 $$ & wait"), Options{Process: ProcessOptions{Init: true}}, "", 137},
 		{"layers", image("cat /etc/layers"), Options{}, "one two", 0},

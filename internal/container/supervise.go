@@ -94,9 +94,9 @@ type supervisor struct {
 func (su *supervisor) run(ctx context.Context, s Streams) (err error) {
 	end, err := su.cs.Networks.Attach(ctx, su.c.Network.Mode, su.c.Network.Ports)
 	if err != nil {
-		return errors.Join(err, su.cs.Networks.Close())
+		return err
 	}
-	defer func() { err = errors.Join(err, end.Close(), su.cs.Networks.Close()) }()
+	defer func() { err = errors.Join(err, end.Close()) }()
 	log, err := newLogWriter(su.c.dir, su.cs.now)
 	if err != nil {
 		return err
