@@ -6,10 +6,12 @@ import (
 	"encoding/gob"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -25,7 +27,7 @@ const helperEnv = "BUILD_DRIVERTEST_HELPER"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(helperEnv) != "" {
-		if err := help(); err != nil {
+		if err := help(os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -37,7 +39,12 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if err := mounts.stop(); err != nil {
+		fmt.Fprintln(os.Stderr, "helper:", err)
+		code = 1
+	}
+	os.Exit(code)
 }
 
 // task is what the helper process does: mount, change, list.
@@ -60,60 +67,138 @@ type op struct {
 	Time     time.Time
 }
 
-// inMount runs t in a mount namespace of its own.
-func inMount(tb testing.TB, t task) []tree.Change {
-	tb.Helper()
-	var in, out, errs bytes.Buffer
-	if err := gob.NewEncoder(&in).Encode(t); err != nil {
-		tb.Fatal(err)
+// answer is what the helper says to a task.
+type answer struct {
+	Err     string
+	Entries []byte // in the form of layer.WriteEntries
+}
+
+// helper is the process that mounts, in a mount namespace of its own.
+type helper struct {
+	mu  sync.Mutex
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	enc *gob.Encoder
+	dec *gob.Decoder
+}
+
+var mounts helper
+
+func (h *helper) start() error {
+	if h.cmd != nil {
+		return nil
 	}
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), helperEnv+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = &in, &out, &errs
+	// The race detector makes each process sleep for a second as it ends.
+	cmd.Env = append(os.Environ(), helperEnv+"=1", "GORACE=atexit_sleep_ms=0")
+	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
-	if err := cmd.Run(); err != nil {
-		tb.Fatalf("helper: %v: %s", err, errs.String())
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	h.cmd, h.in, h.enc, h.dec = cmd, in, gob.NewEncoder(in), gob.NewDecoder(out)
+	return nil
+}
+
+func (h *helper) stop() error {
+	if h.cmd == nil {
+		return nil
+	}
+	h.in.Close()
+	return h.cmd.Wait()
+}
+
+func (h *helper) do(t task) (answer, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var a answer
+	err := h.start()
+	if err == nil {
+		err = h.enc.Encode(t)
+	}
+	if err == nil {
+		err = h.dec.Decode(&a)
+	}
+	return a, err
+}
+
+// inMount has the helper do t.
+func inMount(tb testing.TB, t task) []tree.Change {
+	tb.Helper()
+	a, err := mounts.do(t)
+	if err == nil && a.Err != "" {
+		err = errors.New(a.Err)
+	}
+	if err != nil {
+		tb.Fatalf("in a mount: %v", err)
 	}
 	if !t.List {
 		return nil
 	}
-	changes, err := layer.Collect(layer.ReadEntries(&out))
+	changes, err := layer.Collect(layer.ReadEntries(bytes.NewReader(a.Entries)))
 	if err != nil {
 		tb.Fatal(err)
 	}
 	return changes
 }
 
-func help() error {
-	var t task
-	if err := gob.NewDecoder(os.Stdin).Decode(&t); err != nil {
-		return err
-	}
+// help is the helper: it answers tasks until there are no more.
+func help(in io.Reader, out io.Writer) error {
 	unix.Umask(0)
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
 	}
-	root := "/mnt"
-	if err := mount(t.Root, root); err != nil {
-		return err
+	dec, enc := gob.NewDecoder(in), gob.NewEncoder(out)
+	for {
+		var t task
+		err := dec.Decode(&t)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		var a answer
+		if a.Entries, err = t.do("/mnt"); err != nil {
+			a.Err = err.Error()
+		}
+		if err := enc.Encode(a); err != nil {
+			return err
+		}
 	}
-	defer unix.Unmount(root, 0)
+}
+
+func (t task) do(root string) (entries []byte, err error) {
+	if err := mount(t.Root, root); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, unix.Unmount(root, 0)) }()
 	for _, o := range t.Ops {
 		if err := o.mounted(root); err != nil {
-			return fmt.Errorf("%s %q: %w", o.Do, o.Path, err)
+			return nil, fmt.Errorf("%s %q: %w", o.Do, o.Path, err)
 		}
 	}
 	if !t.List {
-		return nil
+		return nil, nil
 	}
 	changes, err := layer.Collect(layer.Diff(context.Background(), root, nil, layer.DiffOptions{}))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := layer.Hash(context.Background(), changes, root, 2); err != nil {
-		return err
+		return nil, err
 	}
-	return layer.WriteEntries(os.Stdout, changes)
+	var b bytes.Buffer
+	err = layer.WriteEntries(&b, changes)
+	return b.Bytes(), err
 }
 
 // mount mounts m at target. Lower directories go by file descriptors, which are
