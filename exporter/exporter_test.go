@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/image"
 	"github.com/861fb494/build/exporter/compress"
@@ -434,6 +435,12 @@ func TestFailures(t *testing.T) {
 			if left, _ := os.ReadDir(dir); len(left) != 0 {
 				t.Errorf("%s, %s: left %v", name, kind, left)
 			}
+		}
+	}
+	for _, kind := range []string{"type=oci", "type=docker", "type=tar"} {
+		_, err := export(t, parse(t, kind+",dest=/dev/full"), Options{}, resultOf([]string{"x"}, imageOf("amd64", a)))
+		if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "/dev/full") {
+			t.Errorf("%s to a full device = %v, want %v", kind, err, unix.ENOSPC)
 		}
 	}
 	// A canceled export.

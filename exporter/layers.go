@@ -137,27 +137,12 @@ func (m *maker) pulled() (blob, bool) {
 	if l.Blob == nil || p.force && (p.method.Level != nil || compressionOf(l.Blob.MediaType) != p.method.Type) {
 		return blob{}, false
 	}
-	b := blob{desc: *l.Blob, open: l.Compressed, diffID: l.DiffID, tarSize: l.TarSize, foreign: len(l.Blob.URLs) > 0}
+	b := blob{desc: *l.Blob, diffID: l.DiffID, tarSize: l.TarSize, foreign: len(l.Blob.URLs) > 0}
 	b.desc.Annotations = nil
 	if !b.foreign {
 		b.desc.MediaType = layerType(b.desc.MediaType, p.docker)
 	}
-	if ref, err := oci.ParseReference(l.Origin); l.Origin != "" && err == nil {
-		b.origins = append(b.origins, ref.Repository())
-	}
-	if s := p.o.Store; s != nil {
-		b.origins = append(b.origins, s.Origins(b.desc.Digest)...)
-		if s.Has(b.desc.Digest) {
-			b.open = func(context.Context) (io.ReadCloser, error) { return s.Open(b.desc.Digest) }
-		}
-	}
-	if r := p.o.Registry; b.open == nil && r != nil && len(b.origins) > 0 {
-		from, err := oci.ParseReference(b.origins[0])
-		if err == nil {
-			from = oci.Reference{Domain: from.Domain, Path: from.Path, Digest: b.desc.Digest}
-			b.open = func(ctx context.Context) (io.ReadCloser, error) { return r.Blob(ctx, from, b.desc) }
-		}
-	}
+	b.open, b.origins = m.bytes()
 	if b.open == nil {
 		if l.Tar != nil && len(b.origins) == 0 {
 			return blob{}, false // its bytes are not to be had: make others
@@ -167,6 +152,31 @@ func (m *maker) pulled() (blob, bool) {
 		}
 	}
 	return b, true
+}
+
+// bytes opens a pulled layer's blob, from the store, from where it was pulled
+// from, or from a repository that has it; nil if there is no way.
+func (m *maker) bytes() (open func(context.Context) (io.ReadCloser, error), origins []string) {
+	o, l := m.p.o, m.l
+	d := *l.Blob
+	if ref, err := oci.ParseReference(l.Origin); l.Origin != "" && err == nil {
+		origins = append(origins, ref.Repository())
+	}
+	if o.Store != nil {
+		origins = append(origins, o.Store.Origins(d.Digest)...)
+		if o.Store.Has(d.Digest) {
+			return func(context.Context) (io.ReadCloser, error) { return o.Store.Open(d.Digest) }, origins
+		}
+	}
+	if l.Compressed != nil || o.Registry == nil || len(origins) == 0 {
+		return l.Compressed, origins
+	}
+	from, err := oci.ParseReference(origins[0])
+	if err != nil {
+		return nil, origins
+	}
+	from = oci.Reference{Domain: from.Domain, Path: from.Path, Digest: d.Digest}
+	return func(ctx context.Context) (io.ReadCloser, error) { return o.Registry.Blob(ctx, from, d) }, origins
 }
 
 // recorded is the descriptor that the layer had when it was compressed the
@@ -219,13 +229,15 @@ func (m *maker) name() string {
 func (m *maker) make(ctx context.Context) (blob, error) {
 	p, l := m.p, m.l
 	open := l.Tar
-	if open == nil && l.Compressed != nil {
-		open = func(ctx context.Context) (io.ReadCloser, error) {
-			r, err := l.Compressed(ctx)
-			if err != nil {
-				return nil, err
+	if open == nil && l.Blob != nil {
+		if packed, _ := m.bytes(); packed != nil {
+			open = func(ctx context.Context) (io.ReadCloser, error) {
+				r, err := packed(ctx)
+				if err != nil {
+					return nil, err
+				}
+				return image.Decompress(r)
 			}
-			return image.Decompress(r)
 		}
 	}
 	if open == nil {

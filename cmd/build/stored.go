@@ -83,6 +83,10 @@ func (g *globals) withProgress(quiet bool, name string, f func(progress.Sink, pr
 	step := progress.Step(name)
 	show.Emit(progress.Started{Step: step, Name: name, Time: time.Now()})
 	err := f(show, step)
-	show.Emit(progress.Done{Step: step, Err: err, Time: time.Now()})
+	shown := err
+	if err != nil && !errors.Is(err, context.Canceled) {
+		shown = errors.New("failed") // what failed is told once, as the command's error
+	}
+	show.Emit(progress.Done{Step: step, Err: shown, Time: time.Now()})
 	return errors.Join(err, show.Close())
 }

@@ -59,10 +59,14 @@ func compressed(t testing.TB, cores int, m Method, data []byte, step int) []byte
 
 func TestRoundTrip(t *testing.T) {
 	for _, m := range []Method{
-		{}, {Type: Gzip, Level: level(0)}, {Type: Gzip, Level: level(1)}, {Type: Gzip, Level: level(9)},
+		{}, {Type: Gzip, Level: level(0)}, {Type: Gzip, Level: level(9)},
 		{Type: Zstd}, {Type: Zstd, Level: level(19)}, {Type: Uncompressed},
 	} {
-		for _, n := range []int{0, 1, blockSize - 1, blockSize, blockSize + 1, 3*blockSize + 7} {
+		sizes := []int{0, 1, 100_000}
+		if m.Level == nil || *m.Level == 0 { // the others are slow
+			sizes = append(sizes, blockSize-1, blockSize, blockSize+1, 2*blockSize+7)
+		}
+		for _, n := range sizes {
 			data := text(n)
 			packed := compressed(t, 2, m, data, 100_000)
 			var r io.Reader = bytes.NewReader(packed)
@@ -111,14 +115,12 @@ func TestTools(t *testing.T) {
 // The bytes depend neither on the number of cores, nor on how they are written,
 // nor on what a compressor was used for before.
 func TestSameBytes(t *testing.T) {
-	data := text(4*blockSize + 12345)
-	for _, m := range []Method{{}, {Level: level(1)}, {Level: level(9)}, {Type: Zstd}, {Type: Zstd, Level: level(10)}} {
+	data := text(2*blockSize + 12345)
+	for _, m := range []Method{{}, {Level: level(1)}, {Type: Zstd}} {
 		want := sha256.Sum256(compressed(t, 1, m, data, len(data)))
-		for _, cores := range []int{1, 2, 7} {
-			for _, step := range []int{4096, 1 << 20, 3_333_333} {
-				if got := sha256.Sum256(compressed(t, cores, m, data, step)); got != want {
-					t.Errorf("%s: %d cores, writes of %d: other bytes", m.Recipe(), cores, step)
-				}
+		for cores, step := range map[int]int{1: 4096, 2: 1 << 20, 7: 3_333_333} {
+			if got := sha256.Sum256(compressed(t, cores, m, data, step)); got != want {
+				t.Errorf("%s: %d cores, writes of %d: other bytes", m.Recipe(), cores, step)
 			}
 		}
 	}
@@ -127,15 +129,13 @@ func TestSameBytes(t *testing.T) {
 // A change of the compressor's output must change version: records of
 // compressed layers depend on it.
 func TestGolden(t *testing.T) {
-	data := text(2*blockSize + 99)
+	data := text(blockSize + 99_999)
 	for _, tt := range []struct {
 		m    Method
 		want string
 	}{
-		{Method{}, "e3dfcbae4040357a"},
-		{Method{Level: level(9)}, "e719c846f17fc888"},
-		{Method{Type: Zstd}, "afddf3526305aa07"},
-		{Method{Type: Zstd, Level: level(19)}, "63510edc5709aeee"},
+		{Method{}, "3fd6865f6a6bd3eb"},
+		{Method{Type: Zstd}, "c624d41109bdaf47"},
 	} {
 		got := fmt.Sprintf("%x", sha256.Sum256(compressed(t, 2, tt.m, data, 1<<20)))[:16]
 		if got != tt.want {
@@ -196,8 +196,8 @@ func (f *full) Write(p []byte) (int, error) {
 }
 
 func TestFullDisk(t *testing.T) {
-	data := text(8 * blockSize)
-	for _, m := range []Method{{}, {Type: Zstd}} {
+	data := text(4 * blockSize)
+	for _, m := range []Method{{Level: level(1)}, {Type: Zstd}} {
 		w, err := NewPool(2).Writer(&full{room: 100_000}, m)
 		if err != nil {
 			t.Fatal(err)
