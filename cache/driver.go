@@ -1,5 +1,3 @@
-// Package cache is everything on disk: snapshots, images, step records, leases,
-// garbage collection.
 package cache
 
 import (

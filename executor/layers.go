@@ -30,7 +30,9 @@ type pull struct {
 const unpackers = 3
 
 // Fetch has all of layers here, as snapshots.
-func (w *Worker) Fetch(ctx context.Context, layers []oci.Layer) error { return w.fetch(ctx, nil, layers) }
+func (w *Worker) Fetch(ctx context.Context, layers []oci.Layer) error {
+	return w.fetch(ctx, nil, layers)
+}
 
 // fetch has all of layers here: those that are not are pulled, several at once.
 func (w *Worker) fetch(ctx context.Context, _ *llb.Node, layers []oci.Layer) error {

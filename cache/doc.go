@@ -1,0 +1,60 @@
+// Package cache is everything on disk: snapshots, layers, step records, leases.
+//
+// # The state directory
+//
+// Any number of processes have it open at once; none of them is in charge. Below
+// it lie
+//
+//	format            "build state 1": the version word of all that follows
+//	driver            "overlay" or "plain": which driver snapshots/ belongs to
+//	leases/L          the lease of a process, locked (flock) while it lives
+//	leases/L.d/ID     a layer that this process is making
+//	snapshots/        the driver's: see packages overlay and plain
+//	layers/ID/        what is known of the committed layer ID: layer.json, entries
+//	steps/HH/H        the record of the step with the key H; HH are its first digits
+//	places/P          the key that was recorded last for a place, P being a hash of it
+//	results/H         what a build without a name came to
+//	stats/P           content digests of the files of one directory by their stamps
+//	pins/P            what a tag was when a registry was last asked
+//	diffs/H           which layer built here has the diff ID H
+//	mounts/M/N        cache mounts: id tells the name, N is a directory, N.lock its lock
+//	http/, git/       downloads of ADD, for their sources
+//	locks/NAME        what is being done by one process at a time; removed after use
+//	tmp/L/            temporary files of the process with the lease L
+//	images/           the image store, an OCI image layout: see package image
+//	containers/       containers of build run: see internal/container
+//
+// L is 12 random hexadecimal digits. ID is "L-N" for the Nth layer that a process
+// builds, or "sha256-" and the diff ID of a pulled one.
+//
+// # Records
+//
+// layer.json, step, place, result, pin and diff files are JSON, a newline,
+// "blake3:" and the hash of the JSON, a newline. They are written under a
+// temporary name in their directory and renamed; they are not synced, because
+// their reader checks them: one that does not fit its checksum, or not its name,
+// is as good as absent, and is removed. So after a power cut a step may run
+// again, and nothing is ever taken for what it is not. A stats file is lines of
+// text under the same kind of checksum. The form of entries is package layer's.
+//
+// # What makes a write committed
+//
+// A layer is committed by the rename of its layer.json, the last thing to be
+// written: its files are in place by then, and its entries. A step is recorded by
+// the rename of its record, after its layers are committed. What a process has
+// begun and not committed it has listed under its lease first; the next process
+// to sweep, or the process itself when it ends in order, removes it.
+//
+// # Who may delete
+//
+// A process deletes what its own lease lists, and what is listed by leases whose
+// process is gone: their lock can be had. A committed layer is deleted by
+// RemoveLayer: metadata first, so that every process sees it gone before its
+// files are. A record whose layers are gone is a miss.
+//
+// # Versions
+//
+// The word in format changes when an older program could misread the directory;
+// such a program refuses it. Entries and stats have version words of their own:
+// another version is as good as none.
+package cache
