@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -22,7 +21,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/image"
 	"github.com/861fb494/build/exporter/compress"
@@ -410,101 +408,5 @@ func TestRecords(t *testing.T) {
 	again, err := export(t, parse(t, "type=oci,dest="+f), Options{Store: s}, r)
 	if err != nil || again.Digest != d.Digest {
 		t.Errorf("export after a wrong record = %s, %v, want %s", again.Digest, err, d.Digest)
-	}
-}
-
-// Whatever goes wrong, nothing appears under the final name, and what was there
-// stays.
-func TestFailures(t *testing.T) {
-	a, _ := built("a", 2<<20)
-	boom := errors.New("boom")
-	broken, changed, lost := a, a, pulled(t, "p", "")
-	broken.Tar = func(context.Context) (io.ReadCloser, error) {
-		return io.NopCloser(io.MultiReader(strings.NewReader("some"), iotestErr{boom})), nil
-	}
-	changed.Tar = func(context.Context) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("other")), nil }
-	lost.Compressed = func(context.Context) (io.ReadCloser, error) {
-		return io.NopCloser(strings.NewReader("not these bytes")), nil
-	}
-	for name, layer := range map[string]oci.Layer{"broken": broken, "changed": changed, "lost": lost} {
-		for _, kind := range []string{"type=oci,dest=", "type=oci,compression=uncompressed,dest=", "type=docker,dest=", "type=oci,tar=false,dest="} {
-			dir := t.TempDir()
-			if _, err := export(t, parse(t, kind+filepath.Join(dir, "out")), Options{}, resultOf([]string{"x"}, imageOf("amd64", layer))); err == nil {
-				t.Errorf("%s, %s: no error", name, kind)
-			}
-			if left, _ := os.ReadDir(dir); len(left) != 0 {
-				t.Errorf("%s, %s: left %v", name, kind, left)
-			}
-		}
-	}
-	for _, kind := range []string{"type=oci", "type=docker", "type=tar"} {
-		_, err := export(t, parse(t, kind+",dest=/dev/full"), Options{}, resultOf([]string{"x"}, imageOf("amd64", a)))
-		if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "/dev/full") {
-			t.Errorf("%s to a full device = %v, want %v", kind, err, unix.ENOSPC)
-		}
-	}
-	// A canceled export.
-	dir := t.TempDir()
-	ctx, cancel := context.WithCancel(t.Context())
-	slow := a
-	slow.Tar = func(context.Context) (io.ReadCloser, error) {
-		cancel()
-		return a.Tar(ctx)
-	}
-	e, err := New(parse(t, "type=oci,dest="+filepath.Join(dir, "out")), Options{Temp: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := e.Export(ctx, resultOf(nil, imageOf("amd64", slow))); !errors.Is(err, context.Canceled) {
-		t.Errorf("canceled export = %v, want %v", err, context.Canceled)
-	}
-	e.Close()
-	if left, _ := os.ReadDir(dir); len(left) != 0 {
-		t.Errorf("canceled export left %v", left)
-	}
-}
-
-type iotestErr struct{ err error }
-
-func (e iotestErr) Read([]byte) (int, error) { return 0, e.err }
-
-func TestParseOutput(t *testing.T) {
-	for _, tt := range []struct {
-		in   string
-		want Output
-		err  string
-	}{
-		{"out", Output{Type: TypeLocal, Dest: "out"}, ""},
-		{"-", Output{Type: TypeTar, Dest: "-"}, ""},
-		{"type=oci,dest=x.tar", Output{Type: TypeOCI, Dest: "x.tar"}, ""},
-		{`type=docker,"dest=a,b.tar"`, Output{Type: TypeDocker, Dest: "a,b.tar"}, ""},
-		{"type=image", Output{Type: TypeImage}, ""},
-		{"type=registry,name=r.example/x", Output{Type: TypeRegistry}, ""},
-		{"", Output{}, "empty"},
-		{"type=oci", Output{}, "dest is missing"},
-		{"dest=x", Output{}, "type is missing"},
-		{"type=oci,dest=x,foo", Output{}, `"foo" is not name=value`},
-		{"type=squash,dest=x", Output{}, "not known: use image"},
-		{"type=oci,dest=x,color=red", Output{}, "color is not known"},
-		{"type=oci,dest=x,tar=maybe", Output{}, "tar=maybe"},
-		{"type=oci,dest=-,tar=false", Output{}, "standard output"},
-		{"type=oci,dest=x,compression=lz4", Output{}, `"lz4" is not known`},
-		{"type=oci,dest=x,compression=gzip,compression-level=12", Output{}, "gzip has 0 to 9"},
-		{"type=oci,dest=x,oci-mediatypes=false", Output{}, "OCI's media types"},
-		{"type=oci,dest=x,push=true", Output{}, "push is for"},
-		{"type=image,dest=x", Output{}, "has no dest"},
-		{"type=local,dest=x,compression=gzip", Output{}, "nothing but dest"},
-		{"type=image,name=UPPER", Output{}, "name=UPPER"},
-	} {
-		got, err := ParseOutput(tt.in)
-		if tt.err != "" {
-			if err == nil || !strings.Contains(err.Error(), tt.err) {
-				t.Errorf("ParseOutput(%q) = %v, want %q", tt.in, err, tt.err)
-			}
-			continue
-		}
-		if err != nil || got.Type != tt.want.Type || got.Dest != tt.want.Dest {
-			t.Errorf("ParseOutput(%q) = %v, %v, want %v", tt.in, got, err, tt.want)
-		}
 	}
 }
