@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -15,6 +16,10 @@ import (
 
 	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/executor/archive"
+	"github.com/861fb494/build/executor/source"
+	"github.com/861fb494/build/internal/progress"
+	"github.com/861fb494/build/llb"
+	"github.com/861fb494/build/llb/dockerfile"
 )
 
 // errNotDir is what a path below a file is.
@@ -22,21 +27,37 @@ var errNotDir error = unix.ENOTDIR
 
 // isURL reports a context that is not on this machine.
 func isURL(s string) bool {
-	for _, p := range []string{"http://", "https://", "git://", "ssh://", "git@", "github.com/"} {
-		if strings.HasPrefix(s, p) {
-			return true
-		}
+	if _, ok, err := dockerfile.GitSource(gitURL(s)); ok || err != nil {
+		return true
 	}
-	return false
+	return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://")
+}
+
+// gitURL is s with the forms written out that docker build takes for git alone.
+func gitURL(s string) string {
+	if strings.HasPrefix(s, "github.com/") {
+		return "https://" + strings.TrimSuffix(s, ".git") + ".git"
+	}
+	return s
 }
 
 // contextFromStdin takes an archive, or a Dockerfile without a context, from
 // standard input.
 func (j *job) contextFromStdin(ctx context.Context) (string, error) {
-	r := bufio.NewReaderSize(j.Stdin, 64<<10)
+	dir, err := j.contextFromReader(ctx, j.Stdin)
+	if err != nil {
+		return "", fmt.Errorf("read the context from standard input: %w", err)
+	}
+	return dir, nil
+}
+
+// contextFromReader extracts an archive; anything else is a Dockerfile, with an
+// empty context.
+func (j *job) contextFromReader(ctx context.Context, in io.Reader) (string, error) {
+	r := bufio.NewReaderSize(in, 64<<10)
 	head, err := r.Peek(512)
 	if len(head) == 0 {
-		return "", fmt.Errorf("read the context from standard input: %w", cmpErr(err, errors.New("it is empty")))
+		return "", cmpErr(err, errors.New("it is empty"))
 	}
 	dir, err := j.tempContext()
 	if err != nil {
@@ -47,10 +68,7 @@ func (j *job) contextFromStdin(ctx context.Context) (string, error) {
 		j.contexts.dockerfile, j.contexts.dockerfileName = data, "-"
 		return dir, err
 	}
-	if err := extractContext(ctx, r, dir); err != nil {
-		return "", fmt.Errorf("read the context from standard input: %w", err)
-	}
-	return dir, nil
+	return dir, extractContext(ctx, r, dir)
 }
 
 func cmpErr(a, b error) error {
@@ -94,6 +112,55 @@ func extractContext(ctx context.Context, r io.Reader, dir string) error {
 	return errors.Join(err, t.Close())
 }
 
-func (j *job) contextFromURL(context.Context) (string, error) {
-	return "", fmt.Errorf("build context %s: contexts from URLs and repositories are not supported by this version: clone or download it, and name the directory", j.Context)
+// contextFromURL takes the context from a git repository, or from an archive or
+// a Dockerfile that a server has.
+func (j *job) contextFromURL(ctx context.Context) (dir string, err error) {
+	err = internalStep(j.Sink, "context", "load build context from "+j.Context, func(progress.Step) error {
+		src, ok, err := dockerfile.GitSource(gitURL(j.Context))
+		if err != nil {
+			return err
+		}
+		if ok {
+			dir, err = j.contextFromGit(ctx, src)
+		} else {
+			dir, err = j.contextFromHTTP(ctx)
+		}
+		return err
+	})
+	return dir, err
+}
+
+func (j *job) contextFromGit(ctx context.Context, src llb.Source) (string, error) {
+	git := source.NewGit(filepath.Join(j.Store.Dir(), "git"), j.gitOptions())
+	// The Dockerfile may ask for the history: COPY .git, git describe.
+	src.Git.KeepDir = src.Git.KeepDir || j.Frontend.BuildArgs["BUILDKIT_CONTEXT_KEEP_GIT_DIR"] == "1"
+	src, err := git.Pin(ctx, src)
+	if err != nil {
+		return "", err
+	}
+	c, err := git.Open(ctx, src)
+	if err != nil {
+		return "", err
+	}
+	j.contexts.temp = c.Dir
+	return c.Dir, nil
+}
+
+func (j *job) contextFromHTTP(ctx context.Context) (string, error) {
+	web := source.NewHTTP(filepath.Join(j.Store.Dir(), "http"), nil)
+	src, err := web.Pin(ctx, llb.Source{Scheme: llb.HTTP, Ref: j.Context, Filename: "context"})
+	if err != nil {
+		return "", err
+	}
+	c, err := web.Open(ctx, src)
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(c.Dir)
+	f, err := os.Open(filepath.Join(c.Dir, "context"))
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	return j.contextFromReader(ctx, f)
 }

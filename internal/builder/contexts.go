@@ -8,10 +8,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/executor/source"
+	"github.com/861fb494/build/llb/dockerfile"
 	"github.com/861fb494/build/parser/ignore"
 )
 
@@ -66,7 +66,7 @@ func (j *job) open(ctx context.Context) error {
 		}
 	}
 	for name, value := range j.Frontend.Contexts {
-		if strings.Contains(value, "://") || strings.HasPrefix(value, "target:") || strings.HasPrefix(value, "git@") || strings.HasPrefix(value, "oci-layout:") {
+		if !dockerfile.IsDirectory(value) {
 			continue
 		}
 		m, err := ignoreFile(filepath.Join(value, ".dockerignore"))

@@ -49,7 +49,7 @@ func (j *job) outputs() (*outputs, error) {
 		if w.Type == "cacheonly" {
 			continue
 		}
-		opts := exporter.Options{Store: j.Images, Temp: temp, Pool: j.compressors(), Sink: j.Sink, Step: exportStep}
+		opts := exporter.Options{Store: j.Images, Temp: temp, Pool: j.compressors(), Sink: j.Sink, Step: exportStep, Names: j.Tags}
 		if needsRegistry(w) {
 			c, err := j.Registry()
 			if err != nil {
@@ -62,7 +62,7 @@ func (j *job) outputs() (*outputs, error) {
 			o.close()
 			return nil, err
 		}
-		o.list = append(o.list, output{Exporter: e, name: outputName(w), local: w.Type == exporter.TypeImage})
+		o.list = append(o.list, output{Exporter: e, name: outputName(w), local: !compresses(w)})
 	}
 	return o, nil
 }
@@ -73,12 +73,24 @@ func needsRegistry(o exporter.Output) bool {
 	return o.Type == exporter.TypeRegistry || o.Attrs["push"] == "true"
 }
 
-func outputName(o exporter.Output) string {
+// compresses reports an output whose layers are worth beginning with while the
+// build runs.
+func compresses(o exporter.Output) bool {
 	switch o.Type {
 	case exporter.TypeImage:
-		return "export to the image store"
-	case exporter.TypeRegistry:
+		return needsRegistry(o)
+	case exporter.TypeLocal, exporter.TypeTar:
+		return false
+	}
+	return true
+}
+
+func outputName(o exporter.Output) string {
+	switch {
+	case needsRegistry(o):
 		return "push to the registry"
+	case o.Type == exporter.TypeImage:
+		return "export to the image store"
 	}
 	return "export as " + o.Type + " to " + o.Dest
 }

@@ -4,12 +4,15 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/861fb494/build/cache/image/archive"
 	"github.com/861fb494/build/executor/source"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/internal/progress"
+	"github.com/861fb494/build/llb"
 )
 
 // remote is where a build's images come from: the store's own, and those of
@@ -56,6 +59,32 @@ func (r *remote) progress(d oci.Descriptor, current int64, done bool) {
 	if ok {
 		r.sink.Emit(progress.Counter{Step: step, Name: d.Digest.String(), Current: current, Total: d.Size, Unit: "B", Done: done, Time: time.Now()})
 	}
+}
+
+// Resolve implements dockerfile.Bases.
+func (r *remote) Resolve(ctx context.Context, ref string, p oci.Platform) (llb.Source, oci.Image, error) {
+	layout, ok := strings.CutPrefix(ref, "oci-layout://")
+	if !ok {
+		return r.Images.Resolve(ctx, ref, p)
+	}
+	dir, tag, digest := splitLayout(layout)
+	d, err := archive.Import(ctx, r.builder.Images, dir, tag, digest)
+	if err != nil {
+		return llb.Source{}, oci.Image{}, err
+	}
+	// From here on it is an image of the store that has no name.
+	return r.Images.Resolve(ctx, oci.Reference{Domain: "docker.io", Path: "library/oci-layout", Digest: d.Digest}.String(), p)
+}
+
+// splitLayout reads DIRECTORY[:TAG][@DIGEST].
+func splitLayout(s string) (dir, tag string, digest oci.Digest) {
+	if d, hash, ok := strings.Cut(s, "@"); ok {
+		s, digest = d, oci.Digest(hash)
+	}
+	if i := strings.LastIndex(s, ":"); i > strings.LastIndex(s, "/") {
+		s, tag = s[:i], s[i+1:]
+	}
+	return s, tag, digest
 }
 
 // OpenLayer implements executor.Fetcher.
