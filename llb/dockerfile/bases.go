@@ -9,7 +9,6 @@ import (
 	"sync"
 
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/util/suggest"
 	"golang.org/x/sync/errgroup"
@@ -131,11 +130,11 @@ func (l *lowering) findBase(ctx context.Context, mu *sync.Mutex, s *stage) resol
 		}
 		return r
 	}
-	named, err := reference.ParseNormalizedNamed(s.BaseName)
+	named, err := oci.ParseReference(s.BaseName)
 	if err != nil {
-		return resolution{err: err}
+		return resolution{err: errors.Unwrap(err)} // who reports it names the image
 	}
-	full := reference.TagNameOnly(named).String()
+	full := named.String()
 	value, err := l.namedContext(full, &p)
 	if err != nil {
 		return resolution{err: err}

@@ -8,7 +8,6 @@ import (
 	"sync"
 
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	"github.com/moby/buildkit/util/suggest"
 
 	"github.com/861fb494/build/internal/oci"
@@ -53,11 +52,11 @@ func (l *lowering) namedContext(name string, p *oci.Platform) (string, error) {
 
 // contextName is the name as images are familiarly called, without ":latest".
 func contextName(name string) (string, error) {
-	named, err := reference.ParseNormalizedNamed(name)
+	named, err := oci.ParseReference(name)
 	if err != nil {
-		return "", fmt.Errorf("invalid context name %s: %w", name, err)
+		return "", fmt.Errorf("name of a context: %w", err)
 	}
-	return strings.TrimSuffix(reference.FamiliarString(named), ":latest"), nil
+	return strings.TrimSuffix(named.Familiar(), ":latest"), nil
 }
 
 // load is what a named context holds.
@@ -70,11 +69,11 @@ func (l *lowering) load(ctx context.Context, mu *sync.Mutex, name, value string,
 		if rest == scratch {
 			return resolution{source: llb.Source{Scheme: llb.Scratch}}
 		}
-		named, err := reference.ParseNormalizedNamed(rest)
+		named, err := oci.ParseReference(rest)
 		if err != nil {
 			return resolution{err: err}
 		}
-		return l.image(ctx, mu, reference.TagNameOnly(named).String(), p)
+		return l.image(ctx, mu, named.String(), p)
 	case "oci-layout":
 		return l.image(ctx, mu, "oci-layout://"+rest, p)
 	case "target":

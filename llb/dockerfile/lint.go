@@ -8,12 +8,12 @@ import (
 	"strings"
 
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	"github.com/moby/buildkit/util/suggest"
 
+	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/parser"
 )
 
@@ -99,7 +99,7 @@ func (l *lowering) checkDefaultBases(stages []parser.Stage, predefined env, args
 		if err != nil {
 			return
 		}
-		if _, err := reference.ParseNormalizedNamed(name); err != nil {
+		if _, err := oci.ParseReference(name); err != nil {
 			l.lint.Run(&linter.RuleInvalidDefaultArgInFrom, s.Location, linter.RuleInvalidDefaultArgInFrom.Format(s.BaseName))
 		}
 	}
