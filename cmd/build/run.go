@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/861fb494/build/internal/builder"
@@ -27,20 +28,33 @@ stops it by its stop signal; a second one kills it.`,
 		Example: `  build run --rm alpine date
   build run -it --rm -v .:/src -w /src golang sh
   build run -d --name web -p 8080:80 nginx`,
-		Args: cobra.MinimumNArgs(1),
+		Args: func(c *cobra.Command, args []string) error {
+			return g.cannotRun(cobra.MinimumNArgs(1)(c, args))
+		},
 		RunE: func(c *cobra.Command, args []string) error {
 			if o.shim {
 				return runShim(c.Context(), g, args[0])
 			}
 			wanted, err := o.container(args[1:])
 			if err != nil {
-				return &usageError{err: err}
+				return g.cannotRun(err)
 			}
 			return o.run(c.Context(), g, args[0], wanted)
 		},
 	}
 	o.declare(c.Flags())
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return g.cannotRun(err) })
 	return c
+}
+
+// cannotRun tells of an error in the command line. Its exit code is not that of
+// other commands: a container's own code may be 2.
+func (g *globals) cannotRun(err error) error {
+	if err == nil || errors.Is(err, pflag.ErrHelp) {
+		return err
+	}
+	g.warnf("%v\nSee 'build run --help'.", err)
+	return exitStatus(container.CodeFailed)
 }
 
 // run makes a container and runs it, here or in a shim.
