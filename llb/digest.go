@@ -14,7 +14,8 @@ import (
 // digestOf hashes an operation and its inputs' digests.
 //
 // Each field that is not its zero value goes in by name, so that a field added
-// later changes no digest of a graph that does not use it. Strings go in as
+// later changes no digest of a graph that does not use it. An empty list is no
+// list, whichever way its maker had it. Strings go in as
 // they are, with their length: names of files need not be UTF-8.
 func digestOf(op Op, inputs []*Node) oci.Digest {
 	e := encoder{h: blake3.New()}
@@ -72,7 +73,7 @@ func (e encoder) value(v reflect.Value) {
 		e.value(v.Elem())
 	case reflect.Struct:
 		for i := range v.NumField() {
-			if f := v.Field(i); !f.IsZero() {
+			if f := v.Field(i); !isZero(f) {
 				e.text(v.Type().Field(i).Name)
 				e.value(f)
 			}
@@ -81,4 +82,19 @@ func (e encoder) value(v reflect.Value) {
 	default:
 		panic(fmt.Sprintf("llb: a field of kind %s cannot be hashed", v.Kind()))
 	}
+}
+
+func isZero(v reflect.Value) bool {
+	switch v.Kind() {
+	case reflect.Slice:
+		return v.Len() == 0
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if !isZero(v.Field(i)) {
+				return false
+			}
+		}
+		return true
+	}
+	return v.IsZero()
 }
