@@ -54,7 +54,11 @@ func (w *Worker) fetch(ctx context.Context, _ *llb.Node, layers []oci.Layer) err
 	var linked []int
 	for _, i := range missing {
 		g.Go(func() error {
-			err := w.fetchLayer(ctx, layers[i], nil)
+			var below []oci.Layer // nil: not there, but of the first layer, which has none
+			if i == 0 {
+				below = layers[:0]
+			}
+			err := w.fetchLayer(ctx, layers[i], below)
 			if errors.Is(err, layer.ErrLowerLink) {
 				mu.Lock()
 				linked = append(linked, i)
@@ -67,8 +71,9 @@ func (w *Worker) fetch(ctx context.Context, _ *llb.Node, layers []oci.Layer) err
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	// A layer with a hard link to a file of a lower one can only be unpacked
-	// upon it. Docker makes none, other tools do.
+	// A layer with a hard link to a file of a lower one, or without the parents
+	// of its files, can only be unpacked upon it. Docker makes none, other tools
+	// do.
 	for range linked {
 		i := linked[0]
 		for _, k := range linked {
@@ -86,6 +91,7 @@ func (w *Worker) fetch(ctx context.Context, _ *llb.Node, layers []oci.Layer) err
 	return nil
 }
 
+// fetchLayer pulls and unpacks l: upon chain, or with a nil chain by itself.
 func (w *Worker) fetchLayer(ctx context.Context, l oci.Layer, chain []oci.Layer) (err error) {
 	unlock, err := w.Store.Lock(ctx, "layer-"+l.ID)
 	if err != nil {
@@ -107,7 +113,7 @@ func (w *Worker) fetchLayer(ctx context.Context, l oci.Layer, chain []oci.Layer)
 		return err
 	}
 	defer d.Discard()
-	changes, err := layer.Apply(ctx, r, d.Tree, layer.ApplyOptions{})
+	changes, err := layer.Apply(ctx, r, d.Tree, layer.ApplyOptions{Complete: chain != nil})
 	if err != nil {
 		return fmt.Errorf("unpack layer %s of %s: %w", l.DiffID, l.Origin, err)
 	}

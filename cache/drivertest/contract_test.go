@@ -76,7 +76,7 @@ func apply(t testing.TB, d driver, id string, chain []string, text []byte, alone
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = layer.Apply(t.Context(), bytes.NewReader(text), s.Tree, layer.ApplyOptions{Alone: alone})
+	_, err = layer.Apply(t.Context(), bytes.NewReader(text), s.Tree, layer.ApplyOptions{Complete: !alone})
 	if cerr := s.Tree.Close(); err == nil {
 		err = cerr
 	}
@@ -201,7 +201,7 @@ func TestProcesses(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := layer.Apply(t.Context(), bytes.NewReader(tarOf(t, "f")), s.Tree, layer.ApplyOptions{Alone: true}); err != nil {
+			if _, err := layer.Apply(t.Context(), bytes.NewReader(tarOf(t, "f")), s.Tree, layer.ApplyOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			if err := s.Tree.Close(); err != nil {

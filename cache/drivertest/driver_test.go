@@ -335,7 +335,7 @@ func roundTrip(t *testing.T, d driver, id string, chain []string, changes []tree
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = layer.Apply(t.Context(), bytes.NewReader(b.Bytes()), s.Tree, layer.ApplyOptions{Alone: alone})
+		_, err = layer.Apply(t.Context(), bytes.NewReader(b.Bytes()), s.Tree, layer.ApplyOptions{Complete: !alone})
 		if cerr := s.Tree.Close(); err == nil {
 			err = cerr
 		}

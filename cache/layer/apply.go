@@ -21,10 +21,10 @@ import (
 
 // ApplyOptions are those of Apply.
 type ApplyOptions struct {
-	// Alone says that the tree has not got the lower layers that the layer
-	// belongs upon: its whiteouts are kept for them, and what depends on them
-	// is an ErrLowerLink.
-	Alone bool
+	// Complete says that the tree has all the layers that this one belongs
+	// upon, be it none. Otherwise whiteouts are kept for those to come, and
+	// what depends on them is an ErrLowerLink.
+	Complete bool
 	// Limit is how many bytes of content the layer may have; 0: any number.
 	Limit int64
 	// Notice is told of what is left out: devices 0:0, xattrs that the
@@ -212,7 +212,7 @@ func (a *applier) xattrs(h *tar.Header, e *tree.Entry) {
 
 // clear makes dir opaque. What this layer has in it stays.
 func (a *applier) clear(dir string) error {
-	dir, n, err := a.parent(dir, a.o.Alone)
+	dir, n, err := a.parent(dir, !a.o.Complete)
 	if err != nil || n == nil {
 		return err
 	}
@@ -223,7 +223,7 @@ func (a *applier) clear(dir string) error {
 // hide hides what lower layers have in the directory p, whose node is n.
 func (a *applier) hide(p string, n *node) error {
 	n.opaque = true
-	if a.o.Alone {
+	if !a.o.Complete {
 		if err := a.unmark(p, n); err != nil {
 			return err
 		}
@@ -272,7 +272,7 @@ func (a *applier) unmark(p string, n *node) error {
 
 // whiteout removes what lower layers have as name in dir.
 func (a *applier) whiteout(dir, name string) error {
-	dir, parent, err := a.parent(dir, a.o.Alone)
+	dir, parent, err := a.parent(dir, !a.o.Complete)
 	if err != nil || parent == nil {
 		return err
 	}
@@ -287,7 +287,7 @@ func (a *applier) whiteout(dir, name string) error {
 	if parent.opaque {
 		return nil // nothing of lower layers is to be seen there
 	}
-	if !a.o.Alone {
+	if a.o.Complete {
 		if _, err := a.t.Quick(p); err != nil {
 			return ignore(err, fs.ErrNotExist)
 		}
@@ -450,7 +450,7 @@ func (a *applier) adopt(e tree.Entry) (*node, error) {
 
 // parent follows dir to a directory, and returns where it is and its node. With
 // create false, a directory that is not there is a nil node; with it true it is
-// made, or with Alone an ErrLowerLink.
+// made, or an ErrLowerLink if it could be of lower layers.
 func (a *applier) parent(dir string, create bool) (string, *node, error) {
 	if n := a.root.find(dir); n != nil {
 		return dir, n, nil
@@ -493,7 +493,7 @@ func (a *applier) enter(p string, removed, create bool) (*node, error) {
 	if !create {
 		return nil, nil
 	}
-	if a.o.Alone && !removed {
+	if !a.o.Complete && !removed {
 		return nil, fmt.Errorf("%s, a parent directory, is not in this layer: %w", p, ErrLowerLink)
 	}
 	n := &node{inode: &inode{Entry: tree.Entry{

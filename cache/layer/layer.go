@@ -9,9 +9,9 @@ import (
 )
 
 // ErrLowerLink is the error of an Apply that needs the lower layers and has
-// them not: for the target of a hard link or, with ApplyOptions.Alone, for a
-// parent directory that the tar does not list. The caller may start again with
-// the lower layers in the tree.
+// them not: for the target of a hard link, or for a parent directory that the
+// tar does not list. The caller may start again with the lower layers in the
+// tree, and ApplyOptions.Complete.
 var ErrLowerLink = errors.New("the lower layers are needed")
 
 const (

@@ -202,7 +202,7 @@ func TestApply(t *testing.T) {
 				low = lower
 			}
 			tr, up := newTree(t, low)
-			got, err := Apply(t.Context(), bytes.NewReader(pack(t, c.in...)), tr, ApplyOptions{Alone: c.alone})
+			got, err := Apply(t.Context(), bytes.NewReader(pack(t, c.in...)), tr, ApplyOptions{Complete: !c.alone})
 			if c.err != "" || c.is != nil {
 				if err == nil || !strings.Contains(err.Error(), c.err) || c.is != nil && !errors.Is(err, c.is) {
 					t.Fatalf("Apply = %v, %v, want an error with %q, is %v", brief(got), err, c.err, c.is)
@@ -246,7 +246,7 @@ func TestApplyMetadata(t *testing.T) {
 		packed{tar.Header{Name: "d/link", Typeflag: tar.TypeSymlink, Linkname: "gone", Uid: 3, ModTime: at, PAXRecords: map[string]string{"SCHILY.xattr.user.x": "no"}}, ""},
 	)
 	tr, up := newTree(t, "")
-	got, err := Apply(t.Context(), bytes.NewReader(in), tr, ApplyOptions{Alone: true})
+	got, err := Apply(t.Context(), bytes.NewReader(in), tr, ApplyOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -321,7 +321,7 @@ func FuzzApply(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer tr.Close()
-		_, err = Apply(t.Context(), bytes.NewReader(in), tr, ApplyOptions{Alone: true, Limit: 1 << 20})
+		_, err = Apply(t.Context(), bytes.NewReader(in), tr, ApplyOptions{Limit: 1 << 20})
 		if names, _ := os.ReadDir(outside); len(names) != 1 {
 			t.Fatalf("Apply wrote outside: %v", names)
 		}

@@ -304,7 +304,7 @@ func BenchmarkApply(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := Apply(b.Context(), bytes.NewReader(text), tr, ApplyOptions{Alone: true}); err != nil {
+		if _, err := Apply(b.Context(), bytes.NewReader(text), tr, ApplyOptions{}); err != nil {
 			b.Fatal(err)
 		}
 		tr.Close()

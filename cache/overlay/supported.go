@@ -27,7 +27,13 @@ func Supported(dir string) error {
 		if err := os.Mkdir(path, 0o700); err != nil {
 			return fmt.Errorf("probe overlayfs: %w", err)
 		}
-		if err := unix.FsconfigSetString(fs, d, path); err != nil {
+		// By descriptor: fsconfig takes no more than 255 bytes.
+		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("probe overlayfs: %w", err)
+		}
+		defer unix.Close(fd)
+		if err := unix.FsconfigSetString(fs, d, fmt.Sprintf("/proc/self/fd/%d", fd)); err != nil {
 			return fmt.Errorf("probe overlayfs: %s: %w", d, err)
 		}
 	}

@@ -1,0 +1,165 @@
+package shelf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func newShelf(t *testing.T) *Shelf {
+	t.Helper()
+	s, err := New(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func begin(t *testing.T, s *Shelf, id string) string {
+	t.Helper()
+	dir, err := s.Begin(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "made", "d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+func TestPut(t *testing.T) {
+	a := newShelf(t)
+	b, err := New(a.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, two := begin(t, a, "x"), begin(t, b, "x")
+	if one == two {
+		t.Fatalf("two makers of one layer both have %s", one)
+	}
+	for _, c := range []struct {
+		s   *Shelf
+		dir string
+	}{{a, one}, {b, two}} {
+		if err := c.s.Put("x", filepath.Join(c.dir, "made")); err != nil {
+			t.Errorf("Put(x) = %v, want nil", err)
+		}
+		if exists(c.dir) || !exists(a.Layer("x")+"/d") {
+			t.Errorf("after Put: %s is there: %v, layer: %v, want only the layer", c.dir, exists(c.dir), exists(a.Layer("x")))
+		}
+	}
+	if ids, err := a.List(); err != nil || len(ids) != 1 || ids[0] != "x" {
+		t.Errorf("List() = %v, %v, want [x]", ids, err)
+	}
+	if err := a.Remove("x"); err != nil || exists(a.Layer("x")) {
+		t.Errorf("Remove(x) = %v, there: %v", err, exists(a.Layer("x")))
+	}
+}
+
+func TestSweep(t *testing.T) {
+	s := newShelf(t)
+	live := begin(t, s, "live")
+	for _, name := range []string{"dead", "live~DEAD"} {
+		if err := os.MkdirAll(filepath.Join(s.dir, "work", name, "made"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Sweep(); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(filepath.Join(s.dir, "work"))
+	if err != nil || len(left) != 1 || !exists(live) {
+		t.Errorf("after Sweep: %v, %v, want only the live one", left, err)
+	}
+	if err := s.Drop("live"); err != nil || exists(live) {
+		t.Errorf("Drop(live) = %v, there: %v", err, exists(live))
+	}
+	if _, err := s.Work("live"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Work(live) after Drop = %v, want ErrNotExist", err)
+	}
+}
+
+func TestRename(t *testing.T) {
+	dir := t.TempDir()
+	for _, p := range []string{"from", "to"} {
+		if err := os.Mkdir(filepath.Join(dir, p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// rename(2) itself would replace an empty directory.
+	if err := Rename(dir+"/from", dir+"/to"); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("Rename onto a directory = %v, want ErrExist", err)
+	}
+	if err := Rename(dir+"/from", dir+"/new"); err != nil {
+		t.Errorf("Rename = %v, want nil", err)
+	}
+}
+
+const inNamespace = "BUILD_SHELF_TEST_DIR"
+
+// TestRemoveMounted removes a layer in which something is mounted still: it
+// must be unmounted, not emptied.
+func TestRemoveMounted(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	if dir := os.Getenv(inNamespace); dir != "" {
+		removeMounted(t, dir)
+		return
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.run", "^TestRemoveMounted$", "-test.v")
+	cmd.Env = append(os.Environ(), inNamespace+"="+t.TempDir())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "PASS") {
+		t.Errorf("in a mount namespace: %v\n%s", err, out)
+	}
+}
+
+func removeMounted(t *testing.T, dir string) {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		t.Fatal(err)
+	}
+	precious := filepath.Join(dir, "precious")
+	if err := os.MkdirAll(precious+"/file", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// By way of a symbolic link, which mountinfo does not show.
+	if err := os.Symlink(dir, dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(dir + "/link/shelf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"a", "ab"} {
+		at := begin(t, s, id)
+		if err := s.Put(id, at+"/made"); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := unix.Mount(precious, s.Layer(id)+"/d", "", unix.MS_BIND, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := s.Remove("a"); err != nil {
+		t.Errorf("Remove of a layer with mounts in it = %v, want nil", err)
+	}
+	if exists(s.Layer("a")) || !exists(precious+"/file") || !exists(s.Layer("ab")+"/d/file") {
+		t.Error(fmt.Sprint("layer there: ", exists(s.Layer("a")), ", what was mounted: ", exists(precious+"/file"),
+			", the other layer's mount: ", exists(s.Layer("ab")+"/d/file"), "; want false, true, true"))
+	}
+}
