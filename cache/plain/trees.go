@@ -29,7 +29,8 @@ func (d *Driver) tree(ctx context.Context, chain []string) (string, error) {
 		case <-ctx.Done():
 			return "", ctx.Err()
 		case r := <-made:
-			if r.Err != nil && (!r.Shared || !errors.Is(r.Err, context.Canceled)) {
+			stopped := errors.Is(r.Err, context.Canceled) || errors.Is(r.Err, context.DeadlineExceeded)
+			if r.Err != nil && (!stopped || ctx.Err() != nil) {
 				return "", r.Err
 			}
 		}
