@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/layer"
 	"github.com/861fb494/build/cache/tree"
@@ -126,7 +127,7 @@ func (d *Draft) Commit(ctx context.Context, known map[string]oci.Digest) (oci.La
 		if err != nil {
 			return oci.Layer{}, fmt.Errorf("list what a step changed: %w", err)
 		}
-		if dg, ok := known[c.Path]; ok && c.HardLink == "" {
+		if dg, ok := known[c.Path]; ok && c.HardLink == "" && c.Type() == unix.S_IFREG {
 			c.Digest = dg
 		}
 		changes = append(changes, c)

@@ -162,6 +162,7 @@ func (c *copier) item(it pick.Item, at string) error {
 	if exists && target.IsDir() {
 		return fmt.Errorf("cannot put %s in place of the directory %s", path.Base(src.Path), p)
 	}
+	delete(c.known, p) // of what stood there
 	kind := src.Type()
 	switch {
 	case it.Linked:
@@ -239,8 +240,6 @@ func (c *copier) regular(src tree.Entry, p string) error {
 	}
 	if d != "" {
 		c.known[p] = d
-	} else {
-		delete(c.known, p)
 	}
 	return nil
 }

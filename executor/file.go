@@ -100,6 +100,7 @@ func (e *edit) mkfile(a llb.Mkfile) error {
 	if err := e.mkdirAll(path.Dir(at), 0o755, who); err != nil {
 		return err
 	}
+	delete(e.known, at)
 	f, err := e.to.Create(at)
 	if err != nil {
 		return err

@@ -345,7 +345,7 @@ func (j *job) ssh(id string) (string, error) {
 
 // solveAndExport runs the graph and puts the result out.
 func (j *job) solveAndExport(ctx context.Context) error {
-	obs := newObserver(j.graph, j.Sink)
+	obs := newObserver(j.graph, j.Sink, j.NoCache)
 	out, err := j.outputs()
 	if err != nil {
 		return err

@@ -11,8 +11,9 @@ import (
 
 // observer tells the user's display what the solver does.
 type observer struct {
-	graph llb.Graph
-	sink  progress.Sink
+	graph   llb.Graph
+	sink    progress.Sink
+	noCache bool // why a step runs goes without saying
 
 	mu   sync.Mutex
 	seen map[oci.Digest]bool
@@ -20,8 +21,8 @@ type observer struct {
 	ran  int // steps that were not cached
 }
 
-func newObserver(g llb.Graph, sink progress.Sink) *observer {
-	return &observer{graph: g, sink: sink, seen: map[oci.Digest]bool{}, why: map[oci.Digest]string{}}
+func newObserver(g llb.Graph, sink progress.Sink, noCache bool) *observer {
+	return &observer{graph: g, sink: sink, noCache: noCache, seen: map[oci.Digest]bool{}, why: map[oci.Digest]string{}}
 }
 
 // Started implements solver.Observer.
@@ -70,9 +71,12 @@ func (o *observer) announce(n *llb.Node, at time.Time) {
 func (o *observer) Running(n *llb.Node, why string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if _, ok := n.Op.(llb.Source); !ok {
+	if _, ok := n.Op.(llb.Source); ok {
+		return
+	}
+	o.ran++
+	if !o.noCache {
 		o.why[n.Digest] = why
-		o.ran++
 	}
 }
 
