@@ -29,6 +29,7 @@ func each(t *testing.T, f func(t *testing.T, d driver, again func() driver)) {
 				t.Skip("mounts, owners and devices need root")
 			}
 			dir := t.TempDir()
+			able(t, dr.name, dir)
 			again := func() driver {
 				d, err := dr.open(dir)
 				if err != nil {
