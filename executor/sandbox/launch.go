@@ -12,12 +12,13 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/861fb494/build/executor/sandbox/child"
 	"golang.org/x/sys/unix"
 )
 
-// launch starts a child of this program with c to do, and returns when the
-// command has been executed.
-func launch(ctx context.Context, s Spec, c *config, attr *syscall.SysProcAttr) (*process, error) {
+// launch starts a child of this program, by a name of package child's, with c to
+// do, and returns when the command has been executed.
+func launch(ctx context.Context, s Spec, c *child.Config, name string, attr *syscall.SysProcAttr) (*process, error) {
 	exe, err := sealedExe()
 	if err != nil {
 		return nil, fmt.Errorf("start sandbox: %w", err)
@@ -32,7 +33,7 @@ func launch(ctx context.Context, s Spec, c *config, attr *syscall.SysProcAttr) (
 		return nil, fmt.Errorf("start sandbox: %w", err)
 	}
 	defer ours.Close()
-	proc, err := startProcess(exe, &os.ProcAttr{
+	proc, err := startProcess(exe, name, &os.ProcAttr{
 		Dir: "/",
 		// The child lives for milliseconds: one thread, no collection.
 		Env:   []string{"GOMAXPROCS=1", "GOGC=off"},
@@ -61,7 +62,7 @@ func launch(ctx context.Context, s Spec, c *config, attr *syscall.SysProcAttr) (
 }
 
 // handshake tells the child what to do and hears how that went.
-func (p *process) handshake(conn *os.File, c *config) error {
+func (p *process) handshake(conn *os.File, c *child.Config) error {
 	if !c.Privileged && c.Run == nil {
 		// Only now, so that it is done while the child starts.
 		filter, err := seccompFilter(c.Caps)
@@ -71,12 +72,12 @@ func (p *process) handshake(conn *os.File, c *config) error {
 		c.Seccomp = filter
 	}
 	// A child that ends before it has read everything says why.
-	sendErr := writeMessage(conn, 0, c)
+	sendErr := child.WriteMessage(conn, 0, c)
 	r := &rightsReader{conn: conn}
 	defer r.close()
 	ready := false
 	for {
-		kind, payload, err := readMessage(r)
+		kind, payload, err := child.ReadMessage(r)
 		switch {
 		case err == io.EOF && ready:
 			p.streams.start(r.take())
@@ -86,9 +87,9 @@ func (p *process) handshake(conn *os.File, c *config) error {
 				err = sendErr
 			}
 			return fmt.Errorf("start sandbox: its first process ended early: %w", err)
-		case kind == msgTerminal: // the descriptor is in r
-		case kind == msgReady:
-			var s setup
+		case kind == child.MsgTerminal: // the descriptor is in r
+		case kind == child.MsgReady:
+			var s child.Setup
 			if err := json.Unmarshal(payload, &s); err != nil {
 				return fmt.Errorf("start sandbox: %w", err)
 			}
@@ -96,18 +97,18 @@ func (p *process) handshake(conn *os.File, c *config) error {
 			if s.Pid != 0 {
 				p.pid = p.childOf()
 			}
-		case kind == msgPid:
+		case kind == child.MsgPid:
 			if err := p.adopt(payload); err != nil {
 				return fmt.Errorf("start sandbox: %w", err)
 			}
-		case kind == msgError:
+		case kind == child.MsgError:
 			return childError(payload)
 		}
 	}
 }
 
 func childError(payload []byte) error {
-	var f failure
+	var f child.Failure
 	if err := json.Unmarshal(payload, &f); err != nil {
 		return fmt.Errorf("start sandbox: %w", err)
 	}
@@ -144,7 +145,7 @@ var starter struct {
 	requests chan func()
 }
 
-func startProcess(exe string, attr *os.ProcAttr) (proc *os.Process, err error) {
+func startProcess(exe, name string, attr *os.ProcAttr) (proc *os.Process, err error) {
 	starter.once.Do(func() {
 		starter.requests = make(chan func())
 		go func() {
@@ -156,7 +157,7 @@ func startProcess(exe string, attr *os.ProcAttr) (proc *os.Process, err error) {
 	})
 	done := make(chan struct{})
 	starter.requests <- func() {
-		proc, err = os.StartProcess(exe, []string{reexecName}, attr)
+		proc, err = os.StartProcess(exe, []string{name}, attr)
 		close(done)
 	}
 	<-done

@@ -11,7 +11,7 @@ import (
 	"syscall"
 
 	"github.com/861fb494/build/executor/sandbox/cgroup"
-	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/executor/sandbox/child"
 	"golang.org/x/sys/unix"
 )
 
@@ -58,7 +58,9 @@ func (n *Native) Start(ctx context.Context, s Spec) (Process, error) {
 		return nil, err
 	}
 	c := newConfig(s)
-	c.nodev(group.LimitsDevices())
+	if !s.Privileged && !group.LimitsDevices() {
+		noDev(c)
+	}
 	c.Cgroups, c.CgroupV1, c.CgroupV2 = group.Join(), group.Dirs(), group.Unified()
 	attr := syscall.SysProcAttr{
 		Setsid:     true,
@@ -73,7 +75,11 @@ func (n *Native) Start(ctx context.Context, s Spec) (Process, error) {
 	if fd >= 0 {
 		attr.UseCgroupFD, attr.CgroupFD = true, fd
 	}
-	p, err := launch(ctx, s, c, &attr)
+	name := child.Name
+	if s.Init {
+		name = child.SupervisorName
+	}
+	p, err := launch(ctx, s, c, name, &attr)
 	if err != nil {
 		return nil, errors.Join(err, group.Remove())
 	}
@@ -144,17 +150,4 @@ func (s *Spec) check() error {
 		}
 	}
 	return nil
-}
-
-// nodev makes device nodes of the root and of mounts unusable where no cgroup
-// limits devices: a process that may mknod(2) could otherwise make itself the
-// host's disk.
-func (c *config) nodev(limited bool) {
-	if limited || c.Privileged {
-		return
-	}
-	c.NoDev = true
-	for i, m := range c.Mounts {
-		c.Mounts[i] = oci.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: append([]string{"nodev"}, m.Options...)}
-	}
 }

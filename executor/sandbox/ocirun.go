@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/861fb494/build/executor/sandbox/cgroup"
+	"github.com/861fb494/build/executor/sandbox/child"
 	"github.com/861fb494/build/internal/oci"
 	"golang.org/x/sys/unix"
 )
@@ -54,17 +55,6 @@ func (o *OCI) Sweep(alive func(id string) bool) error {
 	return errors.Join(errs...)
 }
 
-// runtimeCall is how the child is to run the runtime.
-type runtimeCall struct {
-	Path   string
-	Bundle string // a directory with config.json, rootfs and mounts
-	State  string
-	ID     string
-	// Mounts are mounted in Bundle/mounts, each at its number, for the runtime
-	// to bind where it mounts something itself.
-	Mounts []oci.Mount
-}
-
 // Start implements Sandbox.
 func (o *OCI) Start(ctx context.Context, s Spec) (Process, error) {
 	if err := s.check(); err != nil {
@@ -90,19 +80,20 @@ func (o *OCI) Start(ctx context.Context, s Spec) (Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("OCI runtime: %w", err)
 	}
-	call := &runtimeCall{Path: path, Bundle: dir, State: filepath.Join(dir, "state"), ID: s.ID}
+	call := &child.RuntimeCall{Path: path, Bundle: dir, State: filepath.Join(dir, "state"), ID: s.ID}
 	c := newConfig(s)
 	c.Run = call
-	c.Mounts, call.Mounts = splitMounts(s.Mounts)
+	before, after := splitMounts(s.Mounts)
 	if s.Init {
 		exe, err := os.Executable()
 		if err != nil {
 			return nil, fmt.Errorf("OCI runtime: %w", err)
 		}
 		s.Args = append([]string{initPath}, s.Args...)
-		call.Mounts = append(call.Mounts, oci.Mount{Type: "bind", Source: exe, Target: initPath, Options: []string{"bind", "ro", "nosuid", "nodev"}})
+		after = append(after, oci.Mount{Type: "bind", Source: exe, Target: initPath, Options: []string{"bind", "ro", "nosuid", "nodev"}})
 	}
-	if err := o.writeBundle(dir, s, call.Mounts); err != nil {
+	c.Mounts, call.Mounts = childMounts(before), childMounts(after)
+	if err := o.writeBundle(dir, s, after); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	attr := syscall.SysProcAttr{
@@ -111,7 +102,7 @@ func (o *OCI) Start(ctx context.Context, s Spec) (Process, error) {
 		Pdeathsig:  unix.SIGKILL,
 	}
 	group := func() *cgroup.Group { return o.cgroups.Find(s.CgroupParent, s.ID) }
-	p, err := launch(ctx, s, c, &attr)
+	p, err := launch(ctx, s, c, child.SupervisorName, &attr)
 	if err != nil {
 		return nil, errors.Join(err, group().Remove(), os.RemoveAll(dir))
 	}
@@ -119,9 +110,6 @@ func (o *OCI) Start(ctx context.Context, s Spec) (Process, error) {
 	p.cleanup = func() error { return os.RemoveAll(dir) }
 	return p, nil
 }
-
-// netnsFile is where in a bundle the network namespace to be joined is bound.
-const netnsFile = "netns"
 
 // splitMounts separates mounts that are made in the root before the runtime
 // starts from those on top of what the runtime mounts.
@@ -151,7 +139,7 @@ func (o *OCI) writeBundle(dir string, s Spec, after []oci.Mount) error {
 		}
 	}
 	if s.NetNS != "" && s.NetNS != Host {
-		s.NetNS = filepath.Join(dir, netnsFile)
+		s.NetNS = filepath.Join(dir, child.NetNSFile)
 		if err := os.WriteFile(s.NetNS, nil, 0o600); err != nil {
 			return fmt.Errorf("make OCI bundle: %w", err)
 		}
@@ -172,9 +160,9 @@ func (o *OCI) writeBundle(dir string, s Spec, after []oci.Mount) error {
 
 // runRuntime makes the mounts, has the runtime start the container, and stays
 // as process 1 until the container's first process ends.
-func runRuntime(ctl *control, c *config) error {
+func runRuntime(ctl *child.Control, c *child.Config) error {
 	call := c.Run
-	made, err := c.mountForRuntime()
+	made, err := c.MountForRuntime()
 	if err != nil {
 		return err
 	}
@@ -216,69 +204,13 @@ func runRuntime(ctl *control, c *config) error {
 	if err != nil {
 		return fmt.Errorf("OCI runtime: read process id: %w", err)
 	}
-	if err := ctl.ready(setup{Made: made, Pid: first}, master); err != nil {
+	if err := ctl.Ready(child.Setup{Made: made, Pid: first}, master); err != nil {
 		return err
 	}
 	return supervise(first)
 }
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-// mountForRuntime mounts the root filesystem in the bundle, and in it, or
-// beside it, what it is to have mounted.
-func (c *config) mountForRuntime() ([]madeDir, error) {
-	bundle := c.Run.Bundle
-	r, err := mountRoot(c.Root, false, filepath.Join(bundle, "rootfs"))
-	if err != nil {
-		return nil, err
-	}
-	if c.NetNS != "" && c.NetNS != Host {
-		// The path may be one in /proc that is not there afterwards.
-		fd, err := bindTree(oci.Mount{Source: c.NetNS})
-		if err != nil {
-			return nil, fmt.Errorf("network namespace: %w", err)
-		}
-		if err := attach(fd, unix.AT_FDCWD, filepath.Join(bundle, netnsFile)); err != nil {
-			return nil, fmt.Errorf("network namespace: %w", err)
-		}
-		unix.Close(fd)
-	}
-	// The runtime needs a /proc that shows this PID namespace.
-	fd, err := filesystemTree(oci.Mount{Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}})
-	if err != nil {
-		return nil, err
-	}
-	if err := attach(fd, unix.AT_FDCWD, "/proc"); err != nil {
-		return nil, err
-	}
-	unix.Close(fd)
-	// What the runtime would make itself, so that it is known what was made.
-	for _, m := range []string{"/proc", "/dev", "/sys"} {
-		at, err := r.mountPoint(m, true)
-		if err != nil {
-			return nil, err
-		}
-		unix.Close(at)
-	}
-	for _, m := range c.Mounts {
-		if err := r.mount(m); err != nil {
-			return nil, fmt.Errorf("mount %w", err)
-		}
-	}
-	beside := &rootfs{base: filepath.Join(bundle, "mounts")}
-	if beside.fd, err = unix.Open(beside.base, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
-		return nil, fmt.Errorf("mount: %w", err)
-	}
-	defer unix.Close(beside.fd)
-	for i, m := range c.Run.Mounts {
-		m.Target = "/" + strconv.Itoa(i)
-		if err := beside.mount(m); err != nil {
-			return nil, fmt.Errorf("mount %s: %w", c.Run.Mounts[i].Target, err)
-		}
-	}
-	r.noteMade()
-	return r.made(), nil
-}
 
 // runtimeError finds in the runtime's log why it failed.
 func runtimeError(bundle, fallback string) error {
@@ -295,7 +227,7 @@ func runtimeError(bundle, fallback string) error {
 		i = strings.Index(text, "exec /")
 	}
 	if i >= 0 {
-		e := &ExecError{Code: 126, Err: text[i:]}
+		e := &child.Failure{Code: 126, Text: text[i:]}
 		if strings.Contains(text, "not found") || strings.Contains(text, "no such file") {
 			e.Code = 127
 		}

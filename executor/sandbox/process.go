@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/861fb494/build/executor/sandbox/cgroup"
+	"github.com/861fb494/build/executor/sandbox/child"
 	"github.com/861fb494/build/internal/oci"
 	"golang.org/x/sys/unix"
 )
@@ -23,7 +24,7 @@ type process struct {
 	killed  atomic.Bool     // because ctx is done
 	streams *streams
 	spec    Spec
-	made    []madeDir
+	made    []child.MadeDir
 	group   *cgroup.Group // nil for a further process
 	cleanup func() error  // what else is to be removed at the end; may be nil
 
@@ -135,7 +136,16 @@ func (p *process) result(state *os.ProcessState, oom bool, err error) error {
 // upperOf returns the host directory that takes what is written to a root, or "".
 func upperOf(root oci.Mount) string {
 	if root.Type == "overlay" {
-		return optionValue(root.Options, "upperdir")
+		return optionValue(root.Options, "upperdir=")
 	}
 	return root.Source
+}
+
+func optionValue(options []string, prefix string) string {
+	for _, o := range options {
+		if v, ok := strings.CutPrefix(o, prefix); ok {
+			return v
+		}
+	}
+	return ""
 }

@@ -1,12 +1,15 @@
 package sandbox
 
 import (
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
+	"github.com/861fb494/build/executor/sandbox/child"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // runtimeSpec is s as the configuration of an OCI runtime. The mounts after are
@@ -40,7 +43,7 @@ func runtimeSpec(s Spec, dir string, after []oci.Mount) (*specs.Spec, error) {
 	if s.NetNS != Host {
 		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: s.NetNS})
 	}
-	for _, m := range c.standardMounts() {
+	for _, m := range c.StandardMounts() {
 		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: m.Target, Type: m.Type, Source: m.Source, Options: m.Options})
 	}
 	mode := "ro"
@@ -52,11 +55,11 @@ func runtimeSpec(s Spec, dir string, after []oci.Mount) (*specs.Spec, error) {
 		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: m.Target, Type: "bind", Source: filepath.Join(dir, strconv.Itoa(i)), Options: append([]string{"rbind"}, attributeOptions(m.Options)...)})
 	}
 	if s.Privileged {
-		devices, err := hostDeviceNodes()
-		spec.Linux.Devices = devices
+		var err error
+		spec.Linux.Devices, err = hostDevices()
 		return spec, err
 	}
-	spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = maskedPaths, readOnlyPaths
+	spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = child.MaskedPaths, child.ReadOnlyPaths
 	var err error
 	spec.Linux.Seccomp, err = profile(c.Caps)
 	return spec, err
@@ -91,4 +94,20 @@ func resourcesOf(s Spec) *specs.LinuxResources {
 		r.Pids = &specs.LinuxPids{Limit: &n}
 	}
 	return r
+}
+
+func hostDevices() ([]specs.LinuxDevice, error) {
+	devices, err := child.HostDevices()
+	var out []specs.LinuxDevice
+	for _, d := range devices {
+		kind := "c"
+		if d.Mode&unix.S_IFMT == unix.S_IFBLK {
+			kind = "b"
+		}
+		mode := os.FileMode(d.Mode & 0o7777)
+		out = append(out, specs.LinuxDevice{
+			Path: "/dev/" + d.Name, Type: kind, Major: int64(d.Major), Minor: int64(d.Minor), FileMode: &mode, UID: &d.UID, GID: &d.GID,
+		})
+	}
+	return out, err
 }

@@ -114,7 +114,7 @@ func makeImage() (string, error) {
 			}
 		}
 	}
-	for name, text := range map[string]string{"etc/passwd": "root:x:0:0::/:/bin/sh\nuser:x:5:5::/:/bin/sh\n", "bin/noexec": "not executable", "bin/text": "echo text"} {
+	for name, text := range map[string]string{"etc/passwd": "user:x:5:5::/:/bin/sh\n", "bin/noexec": "not executable", "bin/text": "echo text"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return dir, err
 		}

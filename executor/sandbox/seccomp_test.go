@@ -50,7 +50,7 @@ func newerThanRunc(line string) bool {
 		"451", "452", "453", // cachestat, fchmodat2, map_shadow_stack
 		"454", "455", "456", // futex_wake, futex_wait, futex_requeue
 		"457", "458", "459", "460", "461", // statmount, listmount, lsm_get_self_attr, lsm_set_self_attr, lsm_list_modules
-		"462", // mseal
+		"462",                      // mseal
 		"463", "464", "465", "466", // setxattrat, getxattrat, listxattrat, removexattrat
 	}, number)
 }

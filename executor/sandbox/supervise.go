@@ -7,14 +7,40 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/861fb494/build/executor/sandbox/child"
 	"golang.org/x/sys/unix"
 )
+
+// Reexec becomes a process of a sandbox, and does not return, when this process
+// was started to be one. Else it returns at once. It is to be called first thing
+// in main. (Most processes of a sandbox do not even get here: see package
+// child.)
+func Reexec() {
+	if len(os.Args) == 0 {
+		return
+	}
+	switch os.Args[0] {
+	case initPath:
+		runtimeInit(os.Args[1:])
+	case child.SupervisorName:
+		ctl, c, err := child.Open()
+		if err == nil && c.Run != nil {
+			err = runRuntime(ctl, c)
+		} else if err == nil {
+			err = superviseCommand(ctl, c)
+		}
+		ctl.Fail(err)
+	}
+}
 
 // superviseCommand starts the command as a child and stays process 1, to reap
 // what is orphaned and to pass signals on, until the command ends; then it ends
 // with its exit code. It returns only with an error.
-func (c *config) superviseCommand(ctl *control) error {
-	pid, err := c.fork(&syscall.SysProcAttr{Setsid: true, Setctty: c.Terminal})
+func superviseCommand(ctl *child.Control, c *child.Config) error {
+	if err := c.Enter(ctl); err != nil {
+		return err
+	}
+	pid, err := c.Fork(&syscall.SysProcAttr{Setsid: true, Setctty: c.Terminal})
 	if err != nil {
 		return err
 	}
@@ -27,7 +53,7 @@ func supervise(pid int) error {
 	signals := make(chan os.Signal, 32)
 	signal.Notify(signals)
 	// The parent waits for the streams and for the control socket to end.
-	for fd := range controlFD + 1 {
+	for fd := range child.ControlFD + 1 {
 		unix.Close(fd)
 	}
 	go func() {
@@ -56,20 +82,20 @@ const initPath = "/dev/.build-init"
 // else. It does not return.
 func runtimeInit(args []string) {
 	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // so that the command cannot get at this program's file
-	path, err := lookPath(args[0], os.Environ())
+	path, err := child.LookPath(args[0], os.Environ())
 	if err == nil {
 		var pid int
 		pid, err = syscall.ForkExec(path, args, &syscall.ProcAttr{
 			Env: os.Environ(), Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setpgid: true, Foreground: isTerminal(0)},
 		})
 		if err != nil {
-			err = execFailed(path, err)
+			err = child.ExecFailed(path, err)
 		} else {
 			err = supervise(pid)
 		}
 	}
 	fmt.Fprintln(os.Stderr, err)
-	var e *ExecError
+	var e *child.Failure
 	if errors.As(err, &e) {
 		os.Exit(e.Code)
 	}
@@ -94,34 +120,4 @@ func reap(pid int) (syscall.WaitStatus, error) {
 			return status, nil
 		}
 	}
-}
-
-// fork starts the command as a child of this thread, with what restrict leaves.
-func (c *config) fork(attr *syscall.SysProcAttr) (pid int, err error) {
-	if err := c.restrict(); err != nil {
-		return 0, err
-	}
-	path, err := lookPath(c.Args[0], c.Env)
-	if err != nil {
-		return 0, err
-	}
-	// The child takes on the user by itself; of user 0 it has what this thread
-	// has now.
-	if err := c.setCaps(0); err != nil {
-		return 0, err
-	}
-	if c.Ambient && c.User.UID != 0 {
-		for n := range uintptr(64) {
-			if c.Caps&(1<<n) != 0 {
-				attr.AmbientCaps = append(attr.AmbientCaps, n)
-			}
-		}
-	}
-	attr.Credential = &syscall.Credential{Uid: c.User.UID, Gid: c.User.GID, Groups: c.User.Groups}
-	defaultSignals()
-	pid, err = syscall.ForkExec(path, c.Args, &syscall.ProcAttr{Env: c.Env, Files: []uintptr{0, 1, 2}, Sys: attr})
-	if err != nil {
-		return 0, execFailed(path, err)
-	}
-	return pid, nil
 }

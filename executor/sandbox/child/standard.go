@@ -1,28 +1,25 @@
-package sandbox
+package child
 
 import (
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"path"
 	"slices"
 	"strconv"
-	"strings"
 
-	"github.com/861fb494/build/internal/oci"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
-// standardMounts are those that BuildKit and containerd give to every container
+// StandardMounts are those that BuildKit and containerd give to every container
 // (OCI runtime specification, "Default Filesystems").
-func (c *config) standardMounts() []oci.Mount {
-	sys := oci.Mount{Type: "sysfs", Source: "sysfs", Target: "/sys", Options: []string{"nosuid", "noexec", "nodev", "ro"}}
-	if c.NetNS == Host {
+func (c *Config) StandardMounts() []Mount {
+	sys := Mount{Type: "sysfs", Source: "sysfs", Target: "/sys", Options: []string{"nosuid", "noexec", "nodev", "ro"}}
+	if !c.NewNetNS && c.NetNS == "" {
 		// sysfs shows the network namespace of who mounts it, and may be mounted
 		// by that namespace's owner alone. A bind mount shows the same.
-		sys = oci.Mount{Type: "bind", Source: "/sys", Target: "/sys", Options: []string{"bind", "nosuid", "noexec", "nodev", "ro"}}
+		sys = Mount{Type: "bind", Source: "/sys", Target: "/sys", Options: []string{"bind", "nosuid", "noexec", "nodev", "ro"}}
 	}
 	if c.Privileged {
 		sys.Options[len(sys.Options)-1] = "rw"
@@ -31,7 +28,7 @@ func (c *config) standardMounts() []oci.Mount {
 	if c.NoDev {
 		dev = append(dev, "nodev")
 	}
-	return slices.DeleteFunc([]oci.Mount{
+	return slices.DeleteFunc([]Mount{
 		{Type: "proc", Source: "proc", Target: "/proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Type: "tmpfs", Source: "tmpfs", Target: "/dev", Options: dev},
 		{Type: "devpts", Source: "devpts", Target: "/dev/pts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
@@ -43,28 +40,28 @@ func (c *config) standardMounts() []oci.Mount {
 
 // replaced reports a standard mount in whose place the caller has one of its
 // own.
-func (c *config) replaced(m oci.Mount) bool {
-	return m.Target != "/dev" && slices.ContainsFunc(c.Mounts, func(own oci.Mount) bool { return filepath.Clean(own.Target) == m.Target })
+func (c *Config) replaced(m Mount) bool {
+	return m.Target != "/dev" && slices.ContainsFunc(c.Mounts, func(own Mount) bool { return path.Clean(own.Target) == m.Target })
 }
 
 // Paths that tell or change what concerns the whole machine, as containerd has
 // them.
 var (
-	maskedPaths = []string{
+	MaskedPaths = []string{
 		"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
 		"/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi",
 		"/sys/firmware", "/sys/devices/virtual/powercap",
 	}
-	readOnlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+	ReadOnlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 )
 
 // mountAll makes all mounts, in a mount namespace that is this process's own.
-func (c *config) mountAll() (*rootfs, error) {
-	r, err := mountRoot(c.Root, c.NoDev, "/")
+func (c *Config) mountAll() (*rootfs, error) {
+	r, err := c.mountRoot("/")
 	if err != nil {
 		return nil, err
 	}
-	for _, m := range c.standardMounts() {
+	for _, m := range c.StandardMounts() {
 		if err := r.mount(m); err != nil {
 			return nil, fmt.Errorf("mount %w", err)
 		}
@@ -89,16 +86,16 @@ func (c *config) mountAll() (*rootfs, error) {
 	return r, nil
 }
 
-// mask hides maskedPaths and protects readOnlyPaths.
+// mask hides MaskedPaths and protects ReadOnlyPaths.
 func (r *rootfs) mask() error {
-	for _, p := range readOnlyPaths {
+	for _, p := range ReadOnlyPaths {
 		if err := r.rebind(p, unix.MOUNT_ATTR_RDONLY); err != nil {
 			return fmt.Errorf("read-only path: %w", err)
 		}
 	}
 	empty := -1 // one read-only tmpfs for all directories
 	defer func() { closeFD(empty) }()
-	for _, p := range maskedPaths {
+	for _, p := range MaskedPaths {
 		if err := r.maskPath(p, &empty); err != nil {
 			return fmt.Errorf("mask %s: %w", p, err)
 		}
@@ -122,7 +119,7 @@ func (r *rootfs) maskPath(p string, empty *int) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		cover, err = r.clone("/dev/null")
 	} else if *empty < 0 {
-		cover, err = filesystemTree(oci.Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "nosuid", "nodev", "noexec", "mode=755", "size=0k", "nr_inodes=1"}})
+		cover, err = filesystemTree(Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "nosuid", "nodev", "noexec", "mode=755", "size=0k", "nr_inodes=1"}})
 	} else {
 		cover, err = unix.OpenTree(*empty, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	}
@@ -154,18 +151,20 @@ func closeFD(fd int) {
 	}
 }
 
-type device struct {
-	name         string
-	mode         uint32
-	major, minor uint32
+// Device is a device node.
+type Device struct {
+	Name         string // below /dev
+	Mode         uint32 // as in stat(2)
+	Major, Minor uint32
+	UID, GID     uint32
 }
 
 // Devices and links that every container has (OCI runtime specification,
 // "Default Devices" and "Dev symbolic links").
 var (
-	defaultDevices = []device{
-		{"null", unix.S_IFCHR, 1, 3}, {"zero", unix.S_IFCHR, 1, 5}, {"full", unix.S_IFCHR, 1, 7},
-		{"random", unix.S_IFCHR, 1, 8}, {"urandom", unix.S_IFCHR, 1, 9}, {"tty", unix.S_IFCHR, 5, 0},
+	defaultDevices = []Device{
+		{Name: "null", Major: 1, Minor: 3}, {Name: "zero", Major: 1, Minor: 5}, {Name: "full", Major: 1, Minor: 7},
+		{Name: "random", Major: 1, Minor: 8}, {Name: "urandom", Major: 1, Minor: 9}, {Name: "tty", Major: 5, Minor: 0},
 	}
 	devLinks = [][2]string{
 		{"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"},
@@ -181,8 +180,8 @@ func (r *rootfs) devices(privileged bool) error {
 	}
 	defer unix.Close(dev)
 	for _, d := range defaultDevices {
-		if err := r.device(dev, d.name, unix.S_IFCHR|0o666, unix.Mkdev(d.major, d.minor)); err != nil {
-			return fmt.Errorf("make /dev/%s: %w", d.name, err)
+		if err := r.device(dev, d.Name, unix.S_IFCHR|0o666, unix.Mkdev(d.Major, d.Minor)); err != nil {
+			return fmt.Errorf("make /dev/%s: %w", d.Name, err)
 		}
 	}
 	for _, l := range devLinks {
@@ -209,77 +208,80 @@ func (r *rootfs) device(dev int, name string, mode uint32, number uint64) error 
 			return err
 		}
 	}
-	return r.mount(oci.Mount{Type: "bind", Source: "/dev/" + name, Target: "/dev/" + name})
+	return r.mount(Mount{Type: "bind", Source: "/dev/" + name, Target: "/dev/" + name})
 }
 
 // hostDevices makes the other devices of the host's /dev.
 func (r *rootfs) hostDevices(dev int) error {
-	nodes, err := hostDeviceNodes()
+	devices, err := HostDevices()
 	if err != nil {
 		return err
 	}
-	for _, n := range nodes {
-		name := strings.TrimPrefix(n.Path, "/dev/")
-		for i := range name {
-			if name[i] == '/' {
-				if err := ignoreExists(unix.Mkdirat(dev, name[:i], 0o755)); err != nil {
-					return fmt.Errorf("make /dev/%s: %w", name[:i], err)
+	for _, d := range devices {
+		for i := range d.Name {
+			if d.Name[i] == '/' {
+				if err := ignoreExists(unix.Mkdirat(dev, d.Name[:i], 0o755)); err != nil {
+					return fmt.Errorf("make /dev/%s: %w", d.Name[:i], err)
 				}
 			}
 		}
-		mode := uint32(unix.S_IFCHR)
-		if n.Type == "b" {
-			mode = unix.S_IFBLK
+		if err := ignoreExists(unix.Mknodat(dev, d.Name, d.Mode, int(unix.Mkdev(d.Major, d.Minor)))); err != nil {
+			return fmt.Errorf("make /dev/%s: %w", d.Name, err)
 		}
-		number := unix.Mkdev(uint32(n.Major), uint32(n.Minor))
-		if err := ignoreExists(unix.Mknodat(dev, name, mode|uint32(*n.FileMode), int(number))); err != nil {
-			return fmt.Errorf("make %s: %w", n.Path, err)
-		}
-		if err := unix.Fchownat(dev, name, int(*n.UID), int(*n.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return fmt.Errorf("make %s: %w", n.Path, err)
+		if err := unix.Fchownat(dev, d.Name, int(d.UID), int(d.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return fmt.Errorf("make /dev/%s: %w", d.Name, err)
 		}
 	}
 	return nil
 }
 
-// hostDeviceNodes lists the devices of the host's /dev but for those that every
+// HostDevices lists the devices of the host's /dev but for those that every
 // sandbox has anyway. What is gone again meanwhile is left out.
-func hostDeviceNodes() ([]specs.LinuxDevice, error) {
-	var nodes []specs.LinuxDevice
-	err := filepath.WalkDir("/dev", func(p string, d fs.DirEntry, err error) error {
-		if err != nil || p == "/dev" {
-			return ignoreGone(err)
-		}
-		name := p[len("/dev/"):]
-		switch {
-		case d.IsDir() && (name == "pts" || name == "shm" || name == "mqueue"):
-			return filepath.SkipDir
-		case d.Type()&fs.ModeDevice == 0 || name == "console" || name == "ptmx" || isDefaultDevice(name):
-			return nil
-		}
-		var st unix.Stat_t
-		if err := unix.Lstat(p, &st); err != nil {
-			return ignoreGone(err)
-		}
-		kind := "c"
-		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
-			kind = "b"
-		}
-		mode := os.FileMode(st.Mode & 0o7777)
-		nodes = append(nodes, specs.LinuxDevice{
-			Path: p, Type: kind, Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
-			FileMode: &mode, UID: &st.Uid, GID: &st.Gid,
-		})
-		return nil
-	})
-	if err != nil {
+func HostDevices() ([]Device, error) {
+	var out []Device
+	if err := hostDevices("", &out); err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
-	return nodes, nil
+	return out, nil
+}
+
+func hostDevices(dir string, out *[]Device) error {
+	entries, err := os.ReadDir("/dev/" + dir)
+	if err != nil {
+		return ignoreGone(err)
+	}
+	for _, e := range entries {
+		name := path.Join(dir, e.Name())
+		switch {
+		case e.IsDir() && (name == "pts" || name == "shm" || name == "mqueue"):
+		case e.IsDir():
+			if err := hostDevices(name, out); err != nil {
+				return err
+			}
+		case e.Type()&fs.ModeDevice == 0 || name == "console" || name == "ptmx" || isDefaultDevice(name):
+		default:
+			var st unix.Stat_t
+			if err := unix.Lstat("/dev/"+name, &st); err != nil {
+				if err := ignoreGone(err); err != nil {
+					return err
+				}
+				continue
+			}
+			*out = append(*out, Device{Name: name, Mode: st.Mode, Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev), UID: st.Uid, GID: st.Gid})
+		}
+	}
+	return nil
+}
+
+func ignoreGone(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 func isDefaultDevice(name string) bool {
-	return slices.ContainsFunc(defaultDevices, func(d device) bool { return d.name == name })
+	return slices.ContainsFunc(defaultDevices, func(d Device) bool { return d.Name == name })
 }
 
 func ignoreExists(err error) error {
@@ -291,14 +293,14 @@ func ignoreExists(err error) error {
 
 // mountCgroups shows the process its own cgroups: those of version 2 in a
 // cgroup namespace, those of version 1 by binding their directories.
-func (r *rootfs) mountCgroups(c *config) error {
+func (r *rootfs) mountCgroups(c *Config) error {
 	mode := "ro"
 	if c.Privileged {
 		mode = "rw"
 	}
 	options := []string{"nosuid", "nodev", "noexec", mode}
 	if c.CgroupV2 {
-		m := oci.Mount{Type: "cgroup2", Source: "cgroup", Target: "/sys/fs/cgroup", Options: options}
+		m := Mount{Type: "cgroup2", Source: "cgroup", Target: "/sys/fs/cgroup", Options: options}
 		if err := r.mount(m); err != nil {
 			return fmt.Errorf("mount %w", err)
 		}
@@ -307,11 +309,11 @@ func (r *rootfs) mountCgroups(c *config) error {
 	if len(c.CgroupV1) == 0 {
 		return nil
 	}
-	if err := r.mount(oci.Mount{Type: "tmpfs", Source: "cgroup", Target: "/sys/fs/cgroup", Options: []string{"nosuid", "nodev", "noexec", "mode=755"}}); err != nil {
+	if err := r.mount(Mount{Type: "tmpfs", Source: "cgroup", Target: "/sys/fs/cgroup", Options: []string{"nosuid", "nodev", "noexec", "mode=755"}}); err != nil {
 		return fmt.Errorf("mount %w", err)
 	}
 	for controller, dir := range c.CgroupV1 {
-		if err := r.mount(oci.Mount{Type: "bind", Source: dir, Target: "/sys/fs/cgroup/" + controller, Options: options}); err != nil {
+		if err := r.mount(Mount{Type: "bind", Source: dir, Target: "/sys/fs/cgroup/" + controller, Options: options}); err != nil {
 			return fmt.Errorf("mount %w", err)
 		}
 	}

@@ -1,13 +1,12 @@
-package sandbox
+package child
 
 import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"path"
 	"strings"
 
-	"github.com/861fb494/build/internal/oci"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,21 +19,22 @@ type rootfs struct {
 	base  string // where it is mounted, "/" if not in a bundle
 	upper string // host directory that takes what is written to the root; "" if unknown
 	nodev bool
-	dirs  []*madeDir // parents of mount points that were made, in order
+	dirs  []*MadeDir // parents of mount points that were made, in order
 }
 
-// mountRoot detaches the mount namespace from the host's and mounts m in it, at
-// base.
-func mountRoot(m oci.Mount, nodev bool, base string) (*rootfs, error) {
+// mountRoot detaches the mount namespace from the host's and mounts the root in
+// it, at base.
+func (c *Config) mountRoot(base string) (*rootfs, error) {
+	m := c.Root
 	// Slave, so that what the host unmounts meanwhile is not held by us; and
 	// nothing of ours reaches the host.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return nil, fmt.Errorf("make mount namespace private: %w", err)
 	}
-	if nodev {
+	if c.NoDev {
 		m.Options = append([]string{"nodev"}, m.Options...)
 	}
-	r := &rootfs{base: base, upper: upperOf(m), nodev: nodev}
+	r := &rootfs{base: base, upper: c.Upper, nodev: c.NoDev}
 	var err error
 	switch m.Type {
 	case "overlay":
@@ -82,7 +82,7 @@ func (r *rootfs) pivot(readOnly bool) error {
 // overlayTree makes an overlay mount that is attached nowhere yet. A lower
 // directory each is one fsconfig(2) call, so their number is not limited by a
 // page of options; before Linux 6.5 it is.
-func overlayTree(m oci.Mount) (int, error) {
+func overlayTree(m Mount) (int, error) {
 	lowers := splitLower(optionValue(m.Options, "lowerdir"))
 	plain := strings.Contains(optionValue(m.Options, "lowerdir"), "::") // data-only layers
 	for _, l := range lowers {
@@ -102,7 +102,7 @@ const maxFSConfig = 255
 
 var errNoLowerPlus = errors.New("overlay: no lowerdir+ here")
 
-func overlayByLayer(m oci.Mount, lowers []string) (int, error) {
+func overlayByLayer(m Mount, lowers []string) (int, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, fmt.Errorf("overlay: fsopen: %w", err)
@@ -131,7 +131,7 @@ func overlayByLayer(m oci.Mount, lowers []string) (int, error) {
 
 // overlayByMount is the way of mount(2). The options have to fit into a page:
 // where they do not, paths are given relative to the directory they share.
-func overlayByMount(m oci.Mount, lowers []string) (int, error) {
+func overlayByMount(m Mount, lowers []string) (int, error) {
 	attr, options := splitOptions(m.Options)
 	data := strings.Join(options, ",")
 	dir := ""
@@ -210,10 +210,10 @@ func commonDir(paths []string) string {
 	if len(paths) == 0 {
 		return ""
 	}
-	dir := filepath.Dir(paths[0])
+	dir := path.Dir(paths[0])
 	for _, p := range paths {
 		for dir != "/" && !strings.HasPrefix(p, dir+"/") {
-			dir = filepath.Dir(dir)
+			dir = path.Dir(dir)
 		}
 	}
 	return dir

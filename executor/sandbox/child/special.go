@@ -1,4 +1,4 @@
-package sandbox
+package child
 
 import (
 	"errors"
@@ -8,16 +8,14 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/861fb494/build/internal/oci"
 )
 
-// fileType is the type of mounts that are a file in memory, with oci.Mount.Data
+// fileType is the type of mounts that are a file in memory, with Mount.Data
 // for its content: nothing of it touches a disk, and it goes with the sandbox.
 const fileType = "file"
 
 // fileTree makes such a file and returns it as a mount of its own.
-func fileTree(m oci.Mount) (int, error) {
+func fileTree(m Mount) (int, error) {
 	var uid, gid int
 	mode := uint32(0o600)
 	a, options := splitOptions(m.Options)
@@ -42,7 +40,7 @@ func fileTree(m oci.Mount) (int, error) {
 			return -1, fmt.Errorf("mount file: option %q is not known", o)
 		}
 	}
-	memory, err := filesystemTree(oci.Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=0700"}})
+	memory, err := filesystemTree(Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=0700"}})
 	if err != nil {
 		return -1, err
 	}

@@ -1,4 +1,14 @@
-package sandbox
+// Package child is what runs when a sandbox executes this program again: the
+// first process of the new namespaces, which makes all mounts in there and then
+// executes the command.
+//
+// Its work is done while the program's packages are being initialised, by an
+// init function: most of the time that a program like this one takes to start
+// goes into packages that are of no use here. So that the runtime initialises
+// this package early (it goes by import path, among those whose imports are
+// ready: The Go Programming Language Specification, "Program initialization"),
+// it imports little.
+package child
 
 import (
 	"encoding/json"
@@ -12,76 +22,64 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reexecName is the argv[0] by which this program knows that it is a sandbox's
-// child. controlFD is its socket to the parent.
+// Name is the argv[0] by which this program knows that it is a sandbox's child.
+// SupervisorName is that of a child which stays beside the command and is
+// finished by the importing package. Both have the socket to the parent as
+// descriptor ControlFD.
 const (
-	reexecName = "build-sandbox"
-	controlFD  = 3
+	Name           = "build-sandbox"
+	SupervisorName = "build-sandbox-init"
+	ControlFD      = 3
 )
 
-// Reexec becomes the first process of a sandbox, and does not return, when this
-// process was started to be one. Else it returns at once. It is to be called
-// first thing in main.
-func Reexec() {
-	if len(os.Args) == 0 || os.Args[0] != reexecName && os.Args[0] != initPath {
+func init() {
+	if len(os.Args) == 0 || os.Args[0] != Name {
 		return
 	}
-	if os.Args[0] == initPath {
-		runtimeInit(os.Args[1:])
+	ctl, c, err := Open()
+	if err == nil && c.Target != 0 {
+		err = join(ctl, c)
+	} else if err == nil {
+		err = run(ctl, c)
 	}
+	ctl.Fail(err)
+}
+
+// Open prepares this process, and reads what it is to do.
+func Open() (*Control, *Config, error) {
 	// Namespaces, capabilities and the seccomp filter belong to a thread; the
 	// one that they were set on has to be the one that executes the command.
 	runtime.LockOSThread()
-	control := &control{fd: controlFD}
-	err := child(control)
-	control.fail(err)
-	os.Exit(1)
-}
-
-// child does what the parent asks for. It returns only with an error.
-func child(ctl *control) error {
+	ctl := &Control{fd: ControlFD}
 	// The host's descriptors that our parent's parent left open must not reach
 	// the command, nor may its processes read ours.
-	if err := closeOnExec(controlFD); err != nil {
-		return err
+	if err := closeOnExec(ControlFD); err != nil {
+		return ctl, nil, err
 	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("prctl PR_SET_DUMPABLE: %w", err)
+		return ctl, nil, fmt.Errorf("prctl PR_SET_DUMPABLE: %w", err)
 	}
-	_, payload, err := readMessage(ctl)
+	_, payload, err := ReadMessage(ctl)
 	if err != nil {
-		return fmt.Errorf("read what to run: %w", err)
+		return ctl, nil, fmt.Errorf("read what to run: %w", err)
 	}
-	var c config
-	if err := json.Unmarshal(payload, &c); err != nil {
-		return fmt.Errorf("read what to run: %w", err)
+	c := new(Config)
+	if err := json.Unmarshal(payload, c); err != nil {
+		return ctl, nil, fmt.Errorf("read what to run: %w", err)
 	}
 	for _, path := range c.Cgroups {
 		if err := os.WriteFile(path, []byte("0"), 0); err != nil {
-			return fmt.Errorf("join cgroup: %w", err)
+			return ctl, nil, fmt.Errorf("join cgroup: %w", err)
 		}
 	}
-	switch {
-	case c.Target != 0:
-		return join(ctl, &c)
-	case c.Run != nil:
-		return runRuntime(ctl, &c)
-	}
-	return initialise(ctl, &c)
+	return ctl, c, nil
 }
 
-// initialise makes the root filesystem in the new namespaces and executes the
-// command in it.
-func initialise(ctl *control, c *config) error {
-	console, made, err := c.enter()
-	if err != nil {
+// run makes the root filesystem in the new namespaces and executes the command
+// in it.
+func run(ctl *Control, c *Config) error {
+	if err := c.Enter(ctl); err != nil {
 		return err
-	}
-	if err := ctl.ready(setup{Made: made}, console); err != nil {
-		return err
-	}
-	if c.Init {
-		return c.superviseCommand(ctl)
 	}
 	if c.Terminal {
 		if err := takeTerminal(); err != nil {
@@ -91,15 +89,24 @@ func initialise(ctl *control, c *config) error {
 	return c.exec()
 }
 
+// Enter moves this process into the sandbox, and tells the parent so.
+func (c *Config) Enter(ctl *Control) error {
+	console, made, err := c.enter()
+	if err != nil {
+		return err
+	}
+	return ctl.Ready(Setup{Made: made}, console)
+}
+
 // enter moves this process into the sandbox: network, mounts, root, host name.
 // It returns the master of the terminal, if there is to be one, or -1.
-func (c *config) enter() (console int, made []madeDir, err error) {
-	if c.NetNS != "" && c.NetNS != Host {
+func (c *Config) enter() (console int, made []MadeDir, err error) {
+	if c.NetNS != "" {
 		if err := setns(c.NetNS, unix.CLONE_NEWNET); err != nil {
 			return -1, nil, fmt.Errorf("join network namespace: %w", err)
 		}
 	}
-	if c.NetNS == "" {
+	if c.NewNetNS {
 		if err := loopbackUp(); err != nil {
 			return -1, nil, err
 		}
@@ -184,11 +191,11 @@ func loopbackUp() error {
 	return nil
 }
 
-// control is the child's end of the socket to its parent. It is used without
+// Control is the child's end of the socket to its parent. It is used without
 // the runtime's poller, which would start threads.
-type control struct{ fd int }
+type Control struct{ fd int }
 
-func (c *control) Read(p []byte) (int, error) {
+func (c *Control) Read(p []byte) (int, error) {
 	n, err := retry(func() (int, error) { return unix.Read(c.fd, p) })
 	if n == 0 && err == nil && len(p) > 0 {
 		err = io.EOF
@@ -196,7 +203,7 @@ func (c *control) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (c *control) Write(p []byte) (int, error) {
+func (c *Control) Write(p []byte) (int, error) {
 	for done := 0; done < len(p); {
 		n, err := retry(func() (int, error) { return unix.Write(c.fd, p[done:]) })
 		if err != nil {
@@ -216,23 +223,22 @@ func retry(f func() (int, error)) (int, error) {
 	}
 }
 
-// ready sends s and, if it is not -1, the descriptor fd, which it closes.
-func (c *control) ready(s setup, fd int) error {
+// Ready sends s and, if it is not -1, the descriptor fd, which it closes.
+func (c *Control) Ready(s Setup, fd int) error {
 	if fd >= 0 {
 		defer unix.Close(fd)
-		if err := unix.Sendmsg(c.fd, []byte{msgTerminal, 0, 0, 0, 0}, unix.UnixRights(fd), nil, 0); err != nil {
+		if err := unix.Sendmsg(c.fd, []byte{MsgTerminal, 0, 0, 0, 0}, unix.UnixRights(fd), nil, 0); err != nil {
 			return fmt.Errorf("send terminal: %w", err)
 		}
 	}
-	return writeMessage(c, msgReady, s)
+	return WriteMessage(c, MsgReady, s)
 }
 
-// fail reports err. If even that does not work, the parent sees the stream end.
-func (c *control) fail(err error) {
-	f := failure{Text: err.Error()}
-	var e *ExecError
-	if errors.As(err, &e) {
-		f = failure{Text: e.Err, Code: e.Code}
-	}
-	writeMessage(c, msgError, f)
+// Fail reports err, and ends this process. If the report does not get through,
+// the parent sees the stream end.
+func (c *Control) Fail(err error) {
+	f := &Failure{Text: err.Error()}
+	errors.As(err, &f)
+	WriteMessage(c, MsgError, f)
+	os.Exit(1)
 }

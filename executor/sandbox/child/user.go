@@ -1,10 +1,10 @@
-package sandbox
+package child
 
 import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"path"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -12,20 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// defaultCaps are the capabilities that Docker gives to containers: CHOWN,
-// DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP,
-// NET_BIND_SERVICE, NET_RAW, SYS_CHROOT, MKNOD, AUDIT_WRITE, SETFCAP.
-const defaultCaps = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_FOWNER | 1<<unix.CAP_FSETID |
-	1<<unix.CAP_KILL | 1<<unix.CAP_SETGID | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETPCAP |
-	1<<unix.CAP_NET_BIND_SERVICE | 1<<unix.CAP_NET_RAW | 1<<unix.CAP_SYS_CHROOT | 1<<unix.CAP_MKNOD |
-	1<<unix.CAP_AUDIT_WRITE | 1<<unix.CAP_SETFCAP
-
-// allCaps returns the capabilities that this process may pass on.
-func allCaps() uint64 {
+// AllCaps returns the capabilities that this process may pass on.
+func AllCaps() uint64 {
 	var data [2]unix.CapUserData
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	if err := unix.Capget(&head, &data[0]); err != nil {
-		return defaultCaps
+		return 0
 	}
 	return uint64(data[1].Permitted)<<32 | uint64(data[0].Permitted)
 }
@@ -33,8 +25,8 @@ func allCaps() uint64 {
 // restrict takes from this thread what the command must not have: capabilities
 // of the bounding set, new privileges, system calls. What it executes or forks
 // inherits that. User and permitted capabilities are left to become.
-func (c *config) restrict() error {
-	c.Caps &= allCaps()
+func (c *Config) restrict() error {
+	c.Caps &= AllCaps()
 	for n := range uintptr(64) {
 		if c.Caps&(1<<n) != 0 {
 			continue
@@ -60,7 +52,7 @@ func (c *config) restrict() error {
 	return c.filterSyscalls()
 }
 
-func (c *config) filterSyscalls() error {
+func (c *Config) filterSyscalls() error {
 	if len(c.Seccomp) == 0 {
 		return nil
 	}
@@ -81,7 +73,7 @@ func (c *config) filterSyscalls() error {
 
 // become takes on the user and its capabilities, on this thread alone. (What
 // package syscall has for this goes to all threads, and they have no need.)
-func (c *config) become() error {
+func (c *Config) become() error {
 	groups := c.User.Groups
 	var p unsafe.Pointer
 	if len(groups) > 0 {
@@ -115,7 +107,7 @@ func (c *config) become() error {
 
 // setCaps sets the capabilities of this thread to those of a user. One other
 // than 0 has none, unless they are ambient, and gets none by execve(2).
-func (c *config) setCaps(uid uint32) error {
+func (c *Config) setCaps(uid uint32) error {
 	caps := c.Caps
 	if uid != 0 && !c.Ambient {
 		caps = 0
@@ -143,31 +135,15 @@ func (c *config) setCaps(uid uint32) error {
 	return nil
 }
 
-// rlimitNumber gives the resource of setrlimit(2) by its name.
-func rlimitNumber(name string) (int, bool) {
-	n, ok := map[string]int{
-		"as": unix.RLIMIT_AS, "core": unix.RLIMIT_CORE, "cpu": unix.RLIMIT_CPU, "data": unix.RLIMIT_DATA,
-		"fsize": unix.RLIMIT_FSIZE, "locks": unix.RLIMIT_LOCKS, "memlock": unix.RLIMIT_MEMLOCK,
-		"msgqueue": unix.RLIMIT_MSGQUEUE, "nice": unix.RLIMIT_NICE, "nofile": unix.RLIMIT_NOFILE,
-		"nproc": unix.RLIMIT_NPROC, "rss": unix.RLIMIT_RSS, "rtprio": unix.RLIMIT_RTPRIO,
-		"rttime": unix.RLIMIT_RTTIME, "sigpending": unix.RLIMIT_SIGPENDING, "stack": unix.RLIMIT_STACK,
-	}[name]
-	return n, ok
-}
-
 func setRlimit(r Rlimit) error {
-	n, ok := rlimitNumber(r.Name)
-	if !ok {
-		return fmt.Errorf("unknown resource limit %q", r.Name)
-	}
 	// By package syscall: it then knows that it must not put back, at execve,
 	// the limit on open files that it raised for this program.
-	err := syscall.Setrlimit(n, &syscall.Rlimit{Cur: r.Soft, Max: r.Hard})
+	err := syscall.Setrlimit(r.Resource, &syscall.Rlimit{Cur: r.Soft, Max: r.Hard})
 	if err == nil {
 		return nil
 	}
 	var now unix.Rlimit
-	if errors.Is(err, unix.EPERM) && unix.Getrlimit(n, &now) == nil && r.Hard > now.Max {
+	if errors.Is(err, unix.EPERM) && unix.Getrlimit(r.Resource, &now) == nil && r.Hard > now.Max {
 		return fmt.Errorf("set resource limit %s to %s: the hard limit here is %s, and raising it takes CAP_SYS_RESOURCE",
 			r.Name, limitText(r.Hard), limitText(now.Max))
 	}
@@ -183,7 +159,7 @@ func limitText(v uint64) string {
 
 // chdir goes to the working directory, and makes it if it does not exist. It is
 // called as root: that the user may not enter it is seen by what it does there.
-func (c *config) chdir() error {
+func (c *Config) chdir() error {
 	root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open root: %w", err)
@@ -202,7 +178,7 @@ func (c *config) chdir() error {
 }
 
 // exec replaces this process by the command. It returns only with an error.
-func (c *config) exec() error {
+func (c *Config) exec() error {
 	if err := c.restrict(); err != nil {
 		return err
 	}
@@ -210,11 +186,11 @@ func (c *config) exec() error {
 		return err
 	}
 	defaultSignals()
-	path, err := lookPath(c.Args[0], c.Env)
+	path, err := LookPath(c.Args[0], c.Env)
 	if err != nil {
 		return err
 	}
-	return execFailed(path, syscall.Exec(path, c.Args, c.Env))
+	return ExecFailed(path, syscall.Exec(path, c.Args, c.Env))
 }
 
 // defaultSignals undoes that a signal is ignored, which execve(2) passes on: a
@@ -232,20 +208,20 @@ func defaultSignals() {
 	}
 }
 
-// execFailed says why execve(2) did not work, with the exit code of a shell.
-func execFailed(path string, err error) error {
+// ExecFailed says why execve(2) did not work, with the exit code of a shell.
+func ExecFailed(path string, err error) error {
 	code := 126
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		code = 127
 		if _, e := os.Stat(path); e == nil {
-			return &ExecError{Code: code, Err: fmt.Sprintf("exec %s: no such file or directory: its interpreter or dynamic loader is missing", path)}
+			return &Failure{Code: code, Text: fmt.Sprintf("exec %s: no such file or directory: its interpreter or dynamic loader is missing", path)}
 		}
 	}
-	return &ExecError{Code: code, Err: fmt.Sprintf("exec %s: %v", path, err)}
+	return &Failure{Code: code, Text: fmt.Sprintf("exec %s: %v", path, err)}
 }
 
-// lookPath finds the file of a command as execvp(3) does, with the PATH of env.
-func lookPath(name string, env []string) (string, error) {
+// LookPath finds the file of a command as execvp(3) does, with the PATH of env.
+func LookPath(name string, env []string) (string, error) {
 	if strings.ContainsRune(name, '/') {
 		if err := executable(name); err != nil {
 			return "", execError(name, err)
@@ -253,8 +229,8 @@ func lookPath(name string, env []string) (string, error) {
 		return name, nil
 	}
 	denied := false
-	for _, dir := range filepath.SplitList(pathOf(env)) {
-		path := filepath.Join(dir, name)
+	for dir := range strings.SplitSeq(pathOf(env), ":") {
+		path := path.Join(dir, name)
 		err := executable(path)
 		if err == nil {
 			return path, nil
@@ -264,7 +240,7 @@ func lookPath(name string, env []string) (string, error) {
 	if denied {
 		return "", execError(name, unix.EACCES)
 	}
-	return "", &ExecError{Code: 127, Err: fmt.Sprintf("exec: %q: executable file not found in $PATH", name)}
+	return "", &Failure{Code: 127, Text: fmt.Sprintf("exec: %q: executable file not found in $PATH", name)}
 }
 
 // pathOf returns the value of PATH; where variables are repeated, the last one
@@ -280,12 +256,12 @@ func pathOf(env []string) string {
 }
 
 func execError(name string, err error) error {
-	e := &ExecError{Code: 126, Err: fmt.Sprintf("exec: %q: %v", name, err)}
+	e := &Failure{Code: 126, Text: fmt.Sprintf("exec: %q: %v", name, err)}
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		e.Code, e.Err = 127, fmt.Sprintf("exec: %q: stat %s: no such file or directory", name, name)
+		e.Code, e.Text = 127, fmt.Sprintf("exec: %q: stat %s: no such file or directory", name, name)
 	case errors.Is(err, unix.EISDIR):
-		e.Err = fmt.Sprintf("exec: %q: is a directory", name)
+		e.Text = fmt.Sprintf("exec: %q: is a directory", name)
 	}
 	return e
 }
@@ -309,4 +285,34 @@ func executable(path string) error {
 		}
 	}
 	return err
+}
+
+// Fork starts the command as a child of this thread, with what restrict leaves.
+func (c *Config) Fork(attr *syscall.SysProcAttr) (pid int, err error) {
+	if err := c.restrict(); err != nil {
+		return 0, err
+	}
+	path, err := LookPath(c.Args[0], c.Env)
+	if err != nil {
+		return 0, err
+	}
+	// The child takes on the user by itself; of user 0 it has what this thread
+	// has now.
+	if err := c.setCaps(0); err != nil {
+		return 0, err
+	}
+	if c.Ambient && c.User.UID != 0 {
+		for n := range uintptr(64) {
+			if c.Caps&(1<<n) != 0 {
+				attr.AmbientCaps = append(attr.AmbientCaps, n)
+			}
+		}
+	}
+	attr.Credential = &syscall.Credential{Uid: c.User.UID, Gid: c.User.GID, Groups: c.User.Groups}
+	defaultSignals()
+	pid, err = syscall.ForkExec(path, c.Args, &syscall.ProcAttr{Env: c.Env, Files: []uintptr{0, 1, 2}, Sys: attr})
+	if err != nil {
+		return 0, ExecFailed(path, err)
+	}
+	return pid, nil
 }

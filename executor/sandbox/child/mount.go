@@ -1,4 +1,4 @@
-package sandbox
+package child
 
 import (
 	"errors"
@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/861fb494/build/internal/oci"
 	"golang.org/x/sys/unix"
 )
 
@@ -96,7 +95,7 @@ func (a attributes) mountFlags() uintptr {
 }
 
 // bindTree returns a copy of the mount at m.Source, attached nowhere.
-func bindTree(m oci.Mount) (int, error) {
+func bindTree(m Mount) (int, error) {
 	a, _ := splitOptions(m.Options) // "mode=" and the like mean nothing to a bind mount
 	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
 	if a.recursive {
@@ -147,7 +146,7 @@ func setAttr(fd int, set, clear uint64, recursive bool) error {
 }
 
 // filesystemTree mounts a new filesystem of type m.Type, attached nowhere.
-func filesystemTree(m oci.Mount) (int, error) {
+func filesystemTree(m Mount) (int, error) {
 	fs, err := unix.Fsopen(m.Type, unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, fmt.Errorf("mount %s: fsopen: %w", m.Type, err)
@@ -235,7 +234,7 @@ func attach(fd, at int, path string) error {
 }
 
 // mount mounts m at m.Target in the root.
-func (r *rootfs) mount(m oci.Mount) error {
+func (r *rootfs) mount(m Mount) error {
 	var fd int
 	var err error
 	switch {

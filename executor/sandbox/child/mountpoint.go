@@ -1,16 +1,11 @@
-package sandbox
+package child
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -112,33 +107,34 @@ func (r *rootfs) pathOf(fd int) string {
 	return path.Join("/", strings.TrimPrefix(p, r.base))
 }
 
-// madeDir is a directory of the root in which mount points were made, and how
+// MadeDir is a directory of the root in which mount points were made, and how
 // it was, so that the parent process can undo that in the upper directory.
-type madeDir struct {
+type MadeDir struct {
 	Path    string   // in the root, without links
 	Dirs    []string `json:",omitempty"` // names of the directories made in it
 	Files   []string `json:",omitempty"` // names of the files made in it
 	Mtime   int64    // nanoseconds, before
 	Copied  bool     // making something there copied the directory up
-	After   dirState // afterwards
+	After   DirState // afterwards
 	dirName string   // host path, in the upper directory
 }
 
-// dirState is what tells that a directory has been touched.
-type dirState struct {
+// DirState is what tells that a directory has been touched.
+type DirState struct {
 	Mode, UID, GID uint32
 	Mtime, Ctime   int64
 }
 
-func stateOf(path string) (dirState, error) {
+// StateOf returns the state of a directory.
+func StateOf(path string) (DirState, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
-		return dirState{}, err
+		return DirState{}, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return dirState{}, unix.ENOTDIR
+		return DirState{}, unix.ENOTDIR
 	}
-	return dirState{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano()}, nil
+	return DirState{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano()}, nil
 }
 
 // recordMade is called before name is made in the directory parent, and what it
@@ -167,15 +163,15 @@ func (r *rootfs) sameMount(fd int) bool {
 	return a.Mask&unix.STATX_MNT_ID != 0 && a.Mnt_id == b.Mnt_id
 }
 
-// madeDir returns the record of a directory, made if it is new, with those of
+// MadeDir returns the record of a directory, made if it is new, with those of
 // the directories above that are going to be copied up with it.
-func (r *rootfs) madeDir(p string, fd int) *madeDir {
+func (r *rootfs) madeDir(p string, fd int) *MadeDir {
 	for _, d := range r.dirs {
 		if d.Path == p {
 			return d
 		}
 	}
-	d := &madeDir{Path: p, dirName: filepath.Join(r.upper, p)}
+	d := &MadeDir{Path: p, dirName: path.Join(r.upper, p)}
 	var st unix.Stat_t
 	if fd >= 0 && unix.Fstat(fd, &st) == nil {
 		d.Mtime = st.Mtim.Nano()
@@ -189,8 +185,8 @@ func (r *rootfs) madeDir(p string, fd int) *madeDir {
 }
 
 // made returns the records, with the directories as they are now.
-func (r *rootfs) made() []madeDir {
-	var out []madeDir
+func (r *rootfs) made() []MadeDir {
+	var out []MadeDir
 	for _, d := range r.dirs {
 		out = append(out, *d)
 	}
@@ -201,88 +197,6 @@ func (r *rootfs) made() []madeDir {
 // paths can be reached.
 func (r *rootfs) noteMade() {
 	for _, d := range r.dirs {
-		d.After, _ = stateOf(d.dirName)
+		d.After, _ = StateOf(d.dirName)
 	}
-}
-
-// unmake removes from upper, the host directory that took what was written to
-// the root, the mount points that were made there and are still empty, and puts
-// the directories above them back as they were: a step's layer is to hold what
-// the step did.
-func unmake(upper string, made []madeDir) error {
-	root, err := os.OpenRoot(upper)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("remove mount points: %w", err)
-	}
-	defer root.Close()
-	touched := make([]bool, len(made))
-	for i, d := range made {
-		now, err := stateOf(filepath.Join(upper, d.Path))
-		touched[i] = err != nil || now != d.After
-		// Removing something changes this; only the process's change counts.
-		made[i].After.Mtime = now.Mtime - d.After.Mtime
-	}
-	var errs []error
-	for i, d := range slices.Backward(made) {
-		errs = append(errs, d.removeEmpty(root))
-		if d.Copied && !touched[i] {
-			// Nothing was done with it: it is here only for what was made in it.
-			if err := removeDir(root, d.Path); err == nil || !errors.Is(err, syscall.ENOTEMPTY) {
-				errs = append(errs, ignoreGone(err))
-				continue
-			}
-		}
-		if d.Mtime != 0 && d.After.Mtime == 0 {
-			t := time.Unix(0, d.Mtime)
-			errs = append(errs, ignoreGone(root.Chtimes(relative(d.Path), time.Time{}, t)))
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("remove mount points: %w", err)
-	}
-	return nil
-}
-
-// removeEmpty removes what was made in the directory and is as it was made.
-func (d *madeDir) removeEmpty(root *os.Root) error {
-	var errs []error
-	for _, name := range d.Dirs {
-		err := removeDir(root, path.Join(d.Path, name))
-		if err != nil && !errors.Is(err, syscall.ENOTEMPTY) && !errors.Is(err, syscall.ENOTDIR) {
-			errs = append(errs, ignoreGone(err))
-		}
-	}
-	for _, name := range d.Files {
-		p := relative(path.Join(d.Path, name))
-		if st, err := root.Lstat(p); err == nil && st.Mode().IsRegular() && st.Size() == 0 {
-			errs = append(errs, ignoreGone(root.Remove(p)))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// removeDir removes a directory, and nothing else.
-func removeDir(root *os.Root, p string) error {
-	if st, err := root.Lstat(relative(p)); err != nil {
-		return err
-	} else if !st.IsDir() {
-		return syscall.ENOTDIR
-	}
-	return root.Remove(relative(p))
-}
-
-func relative(p string) string {
-	if p = strings.TrimPrefix(p, "/"); p == "" {
-		return "."
-	}
-	return p
-}
-
-func ignoreGone(err error) error {
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
-		return nil
-	}
-	return err
 }
