@@ -110,6 +110,8 @@ func (o *runOptions) runIn(ctx context.Context, g *globals, b *builder.Builder, 
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, passedOn...)
 	defer signal.Stop(signals)
+	// A closed standard output ends the container, not us before we have cleaned up.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	g.releaseSignals()
 	if ctx.Err() != nil {
 		return container.CodeFailed, errors.Join(ctx.Err(), cs.Abandon(c))

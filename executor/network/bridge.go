@@ -103,6 +103,7 @@ func makeBridge(o Options) (_ bridge, err error) {
 	if err := setSysctl("net/ipv6/conf/"+o.Name+"/disable_ipv6", "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return bridge{}, err
 	}
+	// It stays on, as with Docker: others may rely on it by the time we leave.
 	if err := setSysctl("net/ipv4/ip_forward", "1"); err != nil {
 		return bridge{}, fmt.Errorf("%w (set it as root with: sysctl -w net.ipv4.ip_forward=1)", err)
 	}

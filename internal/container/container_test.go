@@ -211,7 +211,7 @@ func (f *fixture) create(img Image, o Options) *Container {
 // run runs a container in this process, and returns its output and exit code.
 func (f *fixture) run(img Image, o Options) (out string, code int) {
 	f.Helper()
-	var b bytes.Buffer
+	var b buffer // of two streams
 	code, err := f.Supervise(context.Background(), f.create(img, o), Streams{Out: &b, Err: &b})
 	if err != nil {
 		fmt.Fprint(&b, err)
@@ -287,6 +287,16 @@ func TestStdin(t *testing.T) {
 	code, err := f.Supervise(context.Background(), c, Streams{In: strings.NewReader("through"), Out: &out})
 	if err != nil || code != 0 || out.String() != "through" {
 		t.Errorf("cat = %q, %d, %v, want its input", out.String(), code, err)
+	}
+}
+
+func TestOutputLost(t *testing.T) {
+	f := setup(t)
+	c := f.create(image("while :; do echo y; done"), Options{})
+	closed := writerFunc(func([]byte) (int, error) { return 0, syscall.EPIPE })
+	code, err := f.Supervise(context.Background(), c, Streams{Out: closed})
+	if err != nil || code != LostCode {
+		t.Errorf("with nobody to read on: %d, %v, want %d", code, err, LostCode)
 	}
 }
 

@@ -34,9 +34,10 @@ func (r *Record) Data() []byte {
 
 // logWriter appends to a log. Its streams may be written to concurrently.
 type logWriter struct {
-	now func() time.Time
-	mu  sync.Mutex
-	f   *os.File
+	now  func() time.Time
+	lost func() // called when what the output is passed on to takes no more
+	mu   sync.Mutex
+	f    *os.File
 }
 
 func newLogWriter(dir string, now func() time.Time) (*logWriter, error) {
@@ -63,10 +64,14 @@ type logStream struct {
 // from the process, which would be told of it as of a closed output.
 func (s *logStream) Write(p []byte) (int, error) {
 	s.log.write(s.n, p)
-	if s.also != nil {
-		return s.also.Write(p)
+	if s.also == nil {
+		return len(p), nil
 	}
-	return len(p), nil
+	n, err := s.also.Write(p)
+	if err != nil {
+		s.log.lost()
+	}
+	return n, err
 }
 
 func (l *logWriter) write(stream int, p []byte) {

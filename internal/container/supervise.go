@@ -25,7 +25,7 @@ const (
 )
 
 // Streams connect a container to its supervisor. The zero value connects it to
-// nothing but its log.
+// nothing but its log. A writer that fails ends the container.
 type Streams struct {
 	In       io.Reader
 	Out, Err io.Writer
@@ -102,6 +102,8 @@ func (su *supervisor) run(ctx context.Context, s Streams) (err error) {
 		return err
 	}
 	defer log.f.Close()
+	// Nobody reads on, `build run x | head`: as a pipe would end the process.
+	log.lost = su.cancel
 	spec, err := su.spec(end)
 	if err != nil {
 		return err
