@@ -47,6 +47,7 @@ var rooms = map[string]room{
 	"cache/image/archive":       {floor: 1, also: []string{"cache/image"}}, // reads images into it
 	"executor/sandbox":          {floor: 1},
 	"executor/sandbox/cgroup":   {floor: 1},
+	"executor/sandbox/child":    {floor: 1},
 	"executor/sandbox/seccomp":  {floor: 1},
 	"executor/archive":          {floor: 1, also: []string{"cache/tree"}}, // what an ADD unpacks
 	"executor/network":          {floor: 1},
@@ -61,6 +62,7 @@ var rooms = map[string]room{
 	"internal/builder":          {floor: 4},
 	"internal/container":        {floor: 4},
 	"cmd/build":                 {floor: 6},
+	"internal/dockerfuzz":       {floor: testsOnly},                                      // builds generated Dockerfiles
 	"internal/noskip":           {floor: testsOnly},                                      // runs go test
 	"internal/testbase":         {floor: testsOnly},                                      // base images for tests and the demo
 	"internal/testbase/mkbase":  {floor: testsOnly, also: []string{"internal/testbase"}}, // its command
