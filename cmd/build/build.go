@@ -73,6 +73,7 @@ type outputOptions struct {
 	Tags             []oci.Reference
 	Outputs          []outputOption
 	Push             bool
+	Squash           bool              // the layers that the build makes become one
 	Annotations      map[string]string // of the manifest
 	IIDFile          string
 	MetadataFile     string

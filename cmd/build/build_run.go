@@ -117,7 +117,7 @@ func (o buildOptions) request(g *globals) (builder.Request, error) {
 		Check:     o.Frontend.Call == "check",
 		Pull:      o.Cache.Pull, NoCache: o.Cache.NoCache,
 		Tags: o.Output.Tags, Annotations: o.Output.Annotations,
-		Seal:    o.Output.Quiet || o.Output.IIDFile != "",
+		Seal: o.Output.Quiet || o.Output.IIDFile != "", Squash: o.Output.Squash,
 		Secrets: map[string]builder.Secret{}, SSH: map[string]string{}, Allow: o.Steps.Allow,
 		Memory: o.Steps.Memory, CPUs: o.Steps.CPUs, NoNewPrivileges: o.Steps.NoNewPrivileges,
 	}

@@ -40,6 +40,7 @@ type Request struct {
 	Tags        []oci.Reference
 	Outputs     []exporter.Output
 	Seal        bool // an image is made though nothing names it or puts it out
+	Squash      bool // the layers that the build makes become one
 	Annotations map[string]string
 
 	Secrets map[string]Secret
@@ -123,7 +124,7 @@ func (j *job) close() {
 // lower reads the Dockerfile into the graph, once for each platform.
 func (j *job) lower(ctx context.Context) error {
 	var err error
-	if j.file, err = parser.Parse(j.contexts.dockerfileName, j.contexts.dockerfile); err != nil {
+	if j.file, err = parser.ParseIncluding(j.contexts.dockerfileName, j.contexts.dockerfile, j.include); err != nil {
 		return err
 	}
 	platforms := j.Platforms
@@ -352,10 +353,16 @@ func (j *job) solveAndExport(ctx context.Context) error {
 	}
 	defer out.close()
 	w := &worker{Worker: executor.New(j.host, j.session()), out: out, spine: spine(j.graph.Targets)}
+	if j.Squash {
+		w.spine = nil // the layers of steps are none of the image's
+	}
 	results, err := j.solver.Solve(ctx, j.graph, w, solver.SolveOptions{Observer: obs, NoCache: j.NoCache})
 	j.graph.Walk(func(*llb.Node) { j.result.Steps++ })
 	j.result.Ran = obs.ran
 	j.contexts.save()
+	if err == nil && j.Squash {
+		err = j.squash(ctx, w.Worker, results)
+	}
 	if err != nil {
 		return err
 	}
