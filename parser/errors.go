@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
@@ -36,12 +37,45 @@ func (f *File) Error(err error, at []Range) error {
 	if errors.As(err, &placed) {
 		return err
 	}
-	var located *parser.LocationError
-	if errors.As(err, &located) && len(located.Locations) > 0 && len(located.Locations[0]) > 0 {
-		at = located.Locations[0]
+	if own := located(err); len(own) > 0 {
+		at = own
 	}
-	line, until := bounds(at)
-	return &Error{File: f.Name, Line: line, Until: until, Source: f.Excerpt(line, until), Err: unlocated(err)}
+	return f.errorAt(err, at)
+}
+
+func (f *File) errorAt(err error, at []Range) *Error {
+	name, line, until := f.Position(at)
+	return &Error{File: name, Line: line, Until: until, Source: f.Excerpt(name, line, until), Err: unlocated(err)}
+}
+
+// located is where an error of BuildKit's says that it is.
+func located(err error) []Range {
+	var e *parser.LocationError
+	if errors.As(err, &e) && len(e.Locations) > 0 {
+		return e.Locations[0]
+	}
+	return nil
+}
+
+// Position is the file, the first and the last line of ranges; the lines are 0
+// if there is none.
+func (f *File) Position(at []Range) (file string, line, until int) {
+	line, until = bounds(at)
+	s := f.source(line)
+	if line == 0 {
+		return s.Name, 0, 0
+	}
+	return s.Name, line - s.before, until - s.before
+}
+
+// source is the file that has the line.
+func (f *File) source(line int) *Source {
+	for i := len(f.Sources) - 1; i > 0; i-- {
+		if line > f.Sources[i].before {
+			return f.Sources[i]
+		}
+	}
+	return f.Sources[0]
 }
 
 // unlocated takes off BuildKit's wrapping of positions, whose text says nothing
@@ -57,15 +91,16 @@ func unlocated(err error) error {
 	return err
 }
 
-// Excerpt is the lines from line to until and two on either side, numbered;
-// those meant are marked. It is empty if line is 0.
-func (f *File) Excerpt(line, until int) string {
+// Excerpt is the lines from line to until of the file of that name, and two on
+// either side, numbered; those meant are marked. It is empty if line is 0.
+func (f *File) Excerpt(file string, line, until int) string {
 	const around = 2
-	if line <= 0 {
+	i := slices.IndexFunc(f.Sources, func(s *Source) bool { return s.Name == file })
+	if line <= 0 || i < 0 {
 		return ""
 	}
 	until = max(line, until)
-	lines := bytes.Split(f.Data, []byte("\n"))
+	lines := bytes.Split(f.Sources[i].Data, []byte("\n"))
 	if n := len(lines); n > 0 && len(lines[n-1]) == 0 {
 		lines = lines[:n-1]
 	}

@@ -3,13 +3,15 @@
 //
 // The grammar is BuildKit's: its packages parser, instructions and linter do
 // the reading. Added here are errors that name the file and show the lines,
-// the choice of front end, and flags of RUN that BuildKit does not have.
+// the choice of front end, and what BuildKit does not have: some flags of RUN,
+// and INCLUDE, whose files a caller hands in.
 package parser
 
 import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
@@ -21,16 +23,18 @@ type Range = parser.Range
 
 // File is a parsed Dockerfile. It is never changed: Instructions gives each
 // caller instructions of its own.
+//
+// The lines of a Dockerfile and of what it includes are numbered through: where
+// a Range is tells Position.
 type File struct {
-	Name   string // for positions and messages
-	Data   []byte
-	Escape rune   // '\\' or '`'
-	Check  string // value of the directive "check", such as "skip=all;error=true"
+	Name    string // for positions and messages
+	Data    []byte
+	Escape  rune      // '\\' or '`'
+	Check   string    // value of the directive "check", such as "skip=all;error=true"
+	Sources []*Source // this file, and those that it includes
 
-	nodes []*parser.Node
-	runs  map[*parser.Node]RunFlags
-	blank []Range // where a continued line is followed by an empty one
-	opts  extensions
+	entries []entry
+	blank   []Range // where a continued line is followed by an empty one
 }
 
 // Stage is a FROM and what follows it, up to the next FROM. The embedded
@@ -38,12 +42,21 @@ type File struct {
 type Stage struct {
 	instructions.Stage
 	Instructions []Instruction
+	File         *Include // brought the file that it is in; nil: the Dockerfile itself
 }
 
 // Instruction is one instruction of a stage.
 type Instruction struct {
 	instructions.Command
 	Run RunFlags // of a RUN
+	In  *Include // brought it into the stage; nil: it stands there
+}
+
+// Global is an ARG before the first FROM, or the place where an included file
+// begins.
+type Global struct {
+	File *Include                 // the file; nil: the Dockerfile itself
+	Arg  *instructions.ArgCommand // nil: File begins
 }
 
 // Parse reads a Dockerfile; name is what messages call it. Errors are *Error.
@@ -51,32 +64,21 @@ type Instruction struct {
 // The grammar is that of https://docs.docker.com/reference/dockerfile/. Where
 // the file asks for another front end than docker/dockerfile, that is an error.
 func Parse(name string, data []byte) (*File, error) {
-	f := &File{Name: name, Data: data, Escape: parser.DefaultEscapeToken, runs: map[*parser.Node]RunFlags{}}
-	if len(bytes.TrimSpace(data)) == 0 {
-		return nil, f.Error(errors.New("the Dockerfile is empty"), nil)
-	}
-	if ref, _, at, ok := parser.DetectSyntax(data); ok {
-		if err := Frontend(ref); err != nil {
-			return nil, f.Error(err, at)
-		}
+	return ParseIncluding(name, data, nil)
+}
+
+// ParseIncluding is Parse for a Dockerfile that may include others, which read
+// finds.
+func ParseIncluding(name string, data []byte, read Reader) (*File, error) {
+	f := &File{Name: name, Data: data, Escape: parser.DefaultEscapeToken}
+	r := &reading{File: f, read: read, taken: map[string]bool{}}
+	s, nodes, err := r.source(name, data)
+	if err != nil {
+		return nil, err
 	}
 	f.Check, _, _, _ = parser.ParseDirective("check", data)
-	f.opts = findExtensions(data)
-
-	tree, err := parser.Parse(bytes.NewReader(data))
-	if err != nil {
-		return nil, f.Error(err, nil)
-	}
-	f.nodes, f.Escape = tree.AST.Children, tree.EscapeToken
-	for _, w := range tree.Warnings {
-		if w.URL == linter.RuleNoEmptyContinuation.URL && w.Location != nil {
-			f.blank = append(f.blank, *w.Location)
-		}
-	}
-	for _, n := range f.nodes {
-		if f.runs[n], err = takeRunFlags(n, f.opts); err != nil {
-			return nil, f.Error(err, n.Location())
-		}
+	if f.entries, err = r.expand(place{source: s, path: []string{name}}, nodes); err != nil {
+		return nil, err
 	}
 	if _, _, err := f.Instructions(nil); err != nil {
 		return nil, err
@@ -87,7 +89,7 @@ func Parse(name string, data []byte) (*File, error) {
 // Instructions returns the stages and the ARGs before the first FROM. Each call
 // makes them anew, since expanding variables changes them. What the rules of
 // lint find on the way is given to lint, which may be nil.
-func (f *File) Instructions(lint *linter.Linter) ([]Stage, []instructions.ArgCommand, error) {
+func (f *File) Instructions(lint *linter.Linter) ([]Stage, []Global, error) {
 	if lint == nil {
 		lint = linter.New(&linter.Config{}) // says nothing; a nil one cannot read "# check=" above an instruction
 	}
@@ -95,34 +97,34 @@ func (f *File) Instructions(lint *linter.Linter) ([]Stage, []instructions.ArgCom
 		lint.Run(&linter.RuleNoEmptyContinuation, []Range{at}, linter.RuleNoEmptyContinuation.Format())
 	}
 	var stages []Stage
-	var args []instructions.ArgCommand
-	for _, n := range f.nodes {
-		parsed, err := instructions.ParseInstructionWithLinter(n, lint)
+	var globals []Global
+	for _, e := range f.entries {
+		if e.node == nil {
+			globals = append(globals, Global{File: e.file})
+			continue
+		}
+		parsed, err := instructions.ParseInstructionWithLinter(e.node, lint)
 		if err != nil {
-			return nil, nil, f.Error(err, n.Location())
+			return nil, nil, f.Error(err, e.node.Location())
 		}
 		switch c := parsed.(type) {
 		case *instructions.Stage:
-			stages = append(stages, Stage{Stage: *c})
+			stages = append(stages, Stage{Stage: *c, File: e.file})
 		case instructions.Command:
-			if len(stages) > 0 {
-				last := &stages[len(stages)-1]
-				last.Instructions = append(last.Instructions, Instruction{Command: c, Run: f.runs[n]})
+			if arg, ok := c.(*instructions.ArgCommand); ok && e.global {
+				globals = append(globals, Global{File: e.file, Arg: arg})
 				continue
 			}
-			arg, ok := c.(*instructions.ArgCommand)
-			if !ok {
-				return nil, nil, f.Error(fmt.Errorf("%s before the first FROM: only ARG may stand there", n.Value), n.Location())
-			}
-			args = append(args, *arg)
+			last := &stages[len(stages)-1]
+			last.Instructions = append(last.Instructions, Instruction{Command: c, Run: e.run, In: e.in})
 		default:
-			return nil, nil, f.Error(fmt.Errorf("unexpected %T", parsed), n.Location())
+			return nil, nil, f.Error(fmt.Errorf("unexpected %T", parsed), e.node.Location())
 		}
 	}
 	if len(stages) == 0 {
 		return nil, nil, f.Error(errors.New("no FROM: there is no stage to build"), nil)
 	}
-	return stages, args, nil
+	return stages, globals, nil
 }
 
 // Trigger reads the text of an ONBUILD; its instruction is put at the lines at,
@@ -137,7 +139,10 @@ func (f *File) Trigger(text string, at []Range) (Instruction, error) {
 	}
 	n := tree.AST.Children[0]
 	n.StartLine, n.EndLine = bounds(at)
-	run, err := takeRunFlags(n, f.opts)
+	if strings.EqualFold(n.Value, include) {
+		return Instruction{}, errTrigger
+	}
+	run, err := takeRunFlags(n, f.source(n.StartLine).opts)
 	if err != nil {
 		return Instruction{}, err
 	}

@@ -160,15 +160,15 @@ func message(err error) string {
 }
 
 func TestExcerpt(t *testing.T) {
-	f := &File{Data: []byte("one\r\ntwo\n\nfour\nfive\nsix\n")}
+	f := &File{Sources: []*Source{{Name: "Dockerfile", Data: []byte("one\r\ntwo\n\nfour\nfive\nsix\n")}}}
 	want := "   2 |     two\n   3 |\n   4 | >>> four\n   5 | >>> five\n   6 |     six\n"
-	if got := f.Excerpt(4, 5); got != want {
+	if got := f.Excerpt("Dockerfile", 4, 5); got != want {
 		t.Errorf("Excerpt(4, 5) = %q, want %q", got, want)
 	}
-	if got := f.Excerpt(0, 0); got != "" {
+	if got := f.Excerpt("Dockerfile", 0, 0); got != "" {
 		t.Errorf("Excerpt(0, 0) = %q, want nothing", got)
 	}
-	if got := f.Excerpt(6, 99); !strings.HasSuffix(got, "   6 | >>> six\n") {
+	if got := f.Excerpt("Dockerfile", 6, 99); !strings.HasSuffix(got, "   6 | >>> six\n") {
 		t.Errorf("Excerpt(6, 99) = %q, want it to end with the last line", got)
 	}
 }

@@ -31,16 +31,16 @@ type Device struct {
 	Required bool
 }
 
-// extensions are the flags that a file must ask for by a comment above its
-// first instruction, so that nobody writes a Dockerfile that other builders
+// extensions are what a file must ask for by a comment above its first
+// instruction, so that nobody writes a Dockerfile that other builders
 // cannot read without knowing it:
 //
 //	# build: timeout, no-cache
-type extensions struct{ timeout, noCache bool }
+type extensions struct{ timeout, noCache, include bool }
 
 func findExtensions(data []byte) extensions {
 	var e extensions
-	for line := range bytes.Lines(data) {
+	for line := range bytes.Lines(bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))) {
 		line = bytes.TrimSpace(line)
 		if len(line) > 0 && line[0] != '#' {
 			break
@@ -52,6 +52,7 @@ func findExtensions(data []byte) extensions {
 		for _, w := range strings.FieldsFunc(words, func(r rune) bool { return r == ' ' || r == ',' || r == '\t' }) {
 			e.timeout = e.timeout || w == "timeout"
 			e.noCache = e.noCache || w == "no-cache"
+			e.include = e.include || w == include
 		}
 	}
 	return e
@@ -96,7 +97,7 @@ func takeRunFlags(n *parser.Node, ext extensions) (RunFlags, error) {
 
 func parseTimeout(f *RunFlags, value string, hasValue bool, ext extensions) error {
 	if !ext.timeout {
-		return notAsked("--timeout", "timeout")
+		return notAsked("unknown flag: --timeout", "timeout")
 	}
 	d, err := time.ParseDuration(value)
 	if !hasValue || err != nil || d <= 0 {
@@ -108,7 +109,7 @@ func parseTimeout(f *RunFlags, value string, hasValue bool, ext extensions) erro
 
 func parseNoCache(f *RunFlags, value string, hasValue bool, ext extensions) error {
 	if !ext.noCache {
-		return notAsked("--no-cache", "no-cache")
+		return notAsked("unknown flag: --no-cache", "no-cache")
 	}
 	if b, err := strconv.ParseBool(value); err == nil || !hasValue {
 		f.NoCache = b || !hasValue
@@ -122,8 +123,8 @@ func parseNoCache(f *RunFlags, value string, hasValue bool, ext extensions) erro
 	return nil
 }
 
-func notAsked(flag, word string) error {
-	return fmt.Errorf("unknown flag: %s (other builders do not have it; to use it, write the line \"# build: %s\" above the first instruction)", flag, word)
+func notAsked(what, word string) error {
+	return fmt.Errorf("%s (other builders do not have it; to use it, write the line \"# build: %s\" above the first instruction)", what, word)
 }
 
 func parseDevice(value string) (Device, error) {

@@ -21,6 +21,8 @@ type contexts struct {
 	stats          []*cache.Stats
 	dockerfile     []byte
 	dockerfileName string // as messages call it
+	dockerfilePath string // "" if it is no file
+	dir            string // of the main context; "": there is none
 	ignore         *ignore.Matcher
 	ignoreName     string // the file that it was read from
 	temp           string // a directory of our own that the context was put into
@@ -54,6 +56,7 @@ func (j *job) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.dir = dir
 	if err := j.readDockerfile(dir); err != nil {
 		return err
 	}
@@ -151,6 +154,7 @@ func (j *job) readDockerfile(dir string) error {
 		return fmt.Errorf("read Dockerfile: %w", err)
 	}
 	defer f.Close()
+	c.dockerfilePath = path
 	if c.dockerfile, err = readAll(f); err != nil {
 		return fmt.Errorf("read %s: %w", path, err)
 	}

@@ -52,7 +52,7 @@ func (j *job) locate(err error) error {
 		b := &BuildError{Step: step.Node.Digest, Name: step.Meta.Name, Err: step.Err}
 		if len(step.Meta.Positions) > 0 {
 			p := step.Meta.Positions[0]
-			b.Position, b.Excerpt = p.String(), j.file.Excerpt(p.Line, p.Until)
+			b.Position, b.Excerpt = p.String(), j.file.Excerpt(p.File, p.Line, p.Until)
 		}
 		return b
 	}

@@ -86,7 +86,7 @@ func proxyEnv(args map[string]string) []string {
 }
 
 // declare works out the ARGs before the first FROM.
-func (l *lowering) declare(stages []parser.Stage, args []instructions.ArgCommand) error {
+func (l *lowering) declare(stages []parser.Stage, globals []parser.Global) error {
 	target := l.opts.Target
 	if target == "" {
 		target = stages[len(stages)-1].Name
@@ -95,36 +95,12 @@ func (l *lowering) declare(stages []parser.Stage, args []instructions.ArgCommand
 		target = "default"
 	}
 	predefined := l.platformArgs(target)
-	l.checkDefaultBases(stages, predefined, args)
+	l.checkDefaultBases(stages, predefined, globals)
 	var err error
-	if l.globals, err = l.metaArgs(predefined, args, l.args); err != nil {
+	if l.scopes, err = l.evaluate(predefined, globals, l.args); err != nil {
 		return err
 	}
-	l.declared = map[string]bool{}
-	for _, c := range args {
-		for _, kv := range c.Args {
-			l.declared[kv.Key] = true
-		}
-	}
 	return l.setEpoch()
-}
-
-// metaArgs is e with the ARGs before the first FROM, given build arguments.
-func (l *lowering) metaArgs(e env, args []instructions.ArgCommand, given map[string]string) (env, error) {
-	for _, c := range args {
-		for _, kv := range c.Args {
-			if v, ok := given[kv.Key]; ok {
-				e = e.set(kv.Key, v)
-			} else if kv.Value != nil {
-				v, _, err := l.lex.ProcessWord(*kv.Value, e)
-				if err != nil {
-					return nil, l.file.Error(err, c.Location())
-				}
-				e = e.set(kv.Key, v)
-			}
-		}
-	}
-	return e, nil
 }
 
 // setEpoch reads SOURCE_DATE_EPOCH. "context" means the date of the context,
@@ -133,7 +109,7 @@ func (l *lowering) metaArgs(e env, args []instructions.ArgCommand, given map[str
 func (l *lowering) setEpoch() error {
 	v, given := l.args[epochArg]
 	if !given {
-		v, _ = l.globals.Get(epochArg)
+		v, _ = l.scopes[nil].globals.Get(epochArg)
 	}
 	if v != "" && v != "context" {
 		sec, err := strconv.ParseInt(v, 10, 64)
@@ -146,16 +122,20 @@ func (l *lowering) setEpoch() error {
 	}
 	// A variable without a value is none.
 	delete(l.args, epochArg)
-	l.globals = l.globals.unset(epochArg)
+	for _, c := range l.scopes {
+		delete(c.args, epochArg)
+		c.globals = c.globals.unset(epochArg)
+	}
 	return nil
 }
 
 // arg does ARG in a stage.
 func (x *step) arg(s state, c *instructions.ArgCommand) (state, error) {
 	words := make([]string, 0, len(c.Args))
+	args := x.argsFor(s)
 	for _, a := range c.Args {
 		x.checkSecret("ARG", a.Key)
-		if v, ok := x.args[a.Key]; ok {
+		if v, ok := args[a.Key]; ok {
 			a.Value = &v
 		} else if a.Value != nil {
 			v, err := x.word(s, *a.Value)
@@ -163,7 +143,7 @@ func (x *step) arg(s state, c *instructions.ArgCommand) (state, error) {
 				return s, err
 			}
 			a.Value = &v
-		} else if v, ok := x.globals.Get(a.Key); ok {
+		} else if v, ok := x.scopes[x.stage.File].globals.Get(a.Key); ok {
 			a.Value = &v
 		}
 		word := a.Key

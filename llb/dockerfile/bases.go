@@ -226,7 +226,7 @@ func (l *lowering) addTriggers(s *stage) (bool, error) {
 		if err != nil {
 			return false, fmt.Errorf("ONBUILD trigger %q: %w", text, err)
 		}
-		i, err := l.sources(instruction{Instruction: parsed, trigger: true})
+		i, err := l.sources(s, instruction{Instruction: parsed, trigger: true})
 		if err != nil {
 			return false, fmt.Errorf("ONBUILD trigger %q: %w", text, err)
 		}

@@ -21,7 +21,7 @@ func (x *step) env(s state, c *instructions.EnvCommand) (state, error) {
 		x.checkLegacy(kv.NoDelim)
 		x.checkSecret("ENV", kv.Key)
 		words = append(words, kv.String())
-		s.env = s.env.set(kv.Key, kv.Value)
+		s = s.setEnv(kv.Key, kv.Value)
 		s.image.Config.Env = setConfigEnv(s.image.Config.Env, kv.Key, kv.Value)
 	}
 	return s.commit(strings.Join(words, " "), false, x.epoch), nil

@@ -127,8 +127,7 @@ type lowering struct {
 	implicit          bool         // nobody asked for the platform
 	multi             bool
 	epoch             *time.Time
-	globals           env
-	declared          map[string]bool // ARGs before the first FROM
+	scopes            map[*parser.Include]*scope // of the files that bring stages
 	proxy             []string
 
 	stages []*stage // of the file, in order
@@ -144,13 +143,13 @@ func (l *lowering) run(ctx context.Context) error {
 	if err := l.configure(); err != nil {
 		return l.file.Error(err, nil)
 	}
-	stages, args, err := l.file.Instructions(l.lint)
+	stages, globals, err := l.file.Instructions(l.lint)
 	if err != nil {
 		return err
 	}
 	l.checkStageNames(stages)
 	l.checkCasing(stages)
-	if err := l.declare(stages, args); err != nil {
+	if err := l.declare(stages, globals); err != nil {
 		return err
 	}
 	if err := l.collect(stages); err != nil {

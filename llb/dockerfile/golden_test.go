@@ -82,7 +82,9 @@ func golden(t *testing.T, parts map[string]string) string {
 		}
 		o.Ignore = m
 	}
-	f, err := parser.Parse("Dockerfile", []byte(parts["Dockerfile"]))
+	f, err := parser.ParseIncluding("Dockerfile", []byte(parts["Dockerfile"]), func(_, path string) (string, []byte, error) {
+		return path, []byte(parts[path]), nil
+	})
 	if err != nil {
 		return "error: " + err.Error() + "\n"
 	}

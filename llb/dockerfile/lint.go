@@ -26,7 +26,7 @@ func (l *lowering) warn(rule, detail, url, message string, at []parser.Range) {
 	p := l.position(at)
 	l.warnings = append(l.warnings, Warning{
 		Rule: rule, Message: message, Detail: detail, URL: url,
-		Position: p, Excerpt: l.file.Excerpt(p.Line, p.Until),
+		Position: p, Excerpt: l.file.Excerpt(p.File, p.Line, p.Until),
 	})
 }
 
@@ -89,13 +89,13 @@ func (l *lowering) checkCasing(stages []parser.Stage) {
 }
 
 // checkDefaultBases wants base names that are valid without build arguments.
-func (l *lowering) checkDefaultBases(stages []parser.Stage, predefined env, args []instructions.ArgCommand) {
-	e, err := l.metaArgs(predefined, args, nil)
+func (l *lowering) checkDefaultBases(stages []parser.Stage, predefined env, globals []parser.Global) {
+	scopes, err := l.evaluate(predefined, globals, nil)
 	if err != nil {
 		return // it fails again, and not as a warning
 	}
 	for _, s := range stages {
-		name, _, err := l.lex.ProcessWord(s.BaseName, e)
+		name, _, err := l.lex.ProcessWord(s.BaseName, scopes[s.File].globals)
 		if err != nil {
 			return
 		}
@@ -106,8 +106,8 @@ func (l *lowering) checkDefaultBases(stages []parser.Stage, predefined env, args
 }
 
 // checkFromArgs wants the variables of a FROM to be declared.
-func (l *lowering) checkFromArgs(lint *linter.Linter, unmatched map[string]struct{}, at []parser.Range) {
-	known := append(l.globals.Keys(), slices.Sorted(maps.Keys(l.declared))...)
+func (c *scope) checkFromArgs(lint *linter.Linter, unmatched map[string]struct{}, at []parser.Range) {
+	known := append(c.globals.Keys(), slices.Sorted(maps.Keys(c.declared))...)
 	for _, name := range slices.Sorted(maps.Keys(unmatched)) {
 		if slices.Contains(known, name) {
 			continue
@@ -118,12 +118,12 @@ func (l *lowering) checkFromArgs(lint *linter.Linter, unmatched map[string]struc
 }
 
 // checkTargetPlatform finds --platform=$TARGETPLATFORM, which says nothing.
-func (l *lowering) checkTargetPlatform(lint *linter.Linter, text string, word shell.ProcessWordResult, at []parser.Range) {
+func (c *scope) checkTargetPlatform(lint *linter.Linter, text string, word shell.ProcessWordResult, at []parser.Range) {
 	const name = "TARGETPLATFORM"
 	if _, ok := word.Matched[name]; !ok || len(word.Matched) != 1 || len(word.Unmatched) != 0 {
 		return
 	}
-	if v, _ := l.globals.Get(name); v == word.Result {
+	if v, _ := c.globals.Get(name); v == word.Result {
 		lint.Run(&linter.RuleRedundantTargetPlatform, at, linter.RuleRedundantTargetPlatform.Format(text))
 	}
 }
@@ -156,14 +156,14 @@ func (l *lowering) checkBasePlatform(s *stage) {
 }
 
 // checkVariables wants variables to be set, or declared as ARG.
-func (x *step) checkVariables(s state, unmatched map[string]struct{}) {
+func checkVariables(lint *linter.Linter, s state, unmatched map[string]struct{}, at []parser.Range) {
 	for _, name := range slices.Sorted(maps.Keys(unmatched)) {
 		declared := slices.ContainsFunc(s.args, func(a instructions.KeyValuePairOptional) bool { return a.Key == name })
 		if declared || slices.Contains(noEnvArgs, name) {
 			continue
 		}
 		match, _ := suggest.Search(name, s.env.Keys(), true)
-		x.lint.Run(&linter.RuleUndefinedVar, x.Location(), linter.RuleUndefinedVar.Format(name, match))
+		lint.Run(&linter.RuleUndefinedVar, at, linter.RuleUndefinedVar.Format(name, match))
 	}
 }
 

@@ -3,6 +3,7 @@ package dockerfile
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -125,8 +126,9 @@ func (l *lowering) skipsCache(name string) bool {
 // expandFrom expands FROM's base name and platform.
 func (l *lowering) expandFrom(s *stage) error {
 	lint := l.lint.WithMergedConfigFromComments(s.Comments)
-	name, err := l.lex.ProcessWordWithMatches(s.BaseName, l.globals)
-	l.checkFromArgs(lint, name.Unmatched, s.Location)
+	in := l.scopes[s.File]
+	name, err := l.lex.ProcessWordWithMatches(s.BaseName, in.globals)
+	in.checkFromArgs(lint, name.Unmatched, s.Location)
 	if err != nil {
 		return err
 	}
@@ -137,20 +139,20 @@ func (l *lowering) expandFrom(s *stage) error {
 	if s.Platform == "" {
 		return nil
 	}
-	p, err := l.lex.ProcessWordWithMatches(s.Platform, l.globals)
-	l.checkFromArgs(lint, p.Unmatched, s.Location)
-	l.checkTargetPlatform(lint, s.Platform, p, s.Location)
+	p, err := l.lex.ProcessWordWithMatches(s.Platform, in.globals)
+	in.checkFromArgs(lint, p.Unmatched, s.Location)
+	in.checkTargetPlatform(lint, s.Platform, p, s.Location)
 	checkConstPlatform(lint, s.Name, p, s.Location)
 	if err != nil {
 		return fmt.Errorf("--platform=%s: %w", s.Platform, err)
 	}
 	if p.Result == "" {
 		err = fmt.Errorf("empty platform value from expression %s", s.Platform)
-		return suggestAny(err, p.Unmatched, l.globals.Keys())
+		return suggestAny(err, p.Unmatched, in.globals.Keys())
 	}
 	parsed, err := platforms.Parse(p.Result)
 	if err != nil {
-		return suggestAny(fmt.Errorf("--platform=%s: %w", s.Platform, err), p.Unmatched, l.globals.Keys())
+		return suggestAny(fmt.Errorf("--platform=%s: %w", s.Platform, err), p.Unmatched, in.globals.Keys())
 	}
 	s.platform = &parsed
 	return nil
@@ -176,7 +178,7 @@ func (l *lowering) connect() error {
 			continue
 		}
 		for _, parsed := range s.Instructions {
-			i, err := l.sources(instruction{Instruction: parsed})
+			i, err := l.sources(s, instruction{Instruction: parsed})
 			if err != nil {
 				return l.file.Error(err, parsed.Location())
 			}
@@ -189,8 +191,8 @@ func (l *lowering) connect() error {
 	return l.checkCircles()
 }
 
-// sources fills in i.from.
-func (l *lowering) sources(i instruction) (instruction, error) {
+// sources fills in i.from. A number counts the stages of the file that s is in.
+func (l *lowering) sources(s *stage, i instruction) (instruction, error) {
 	switch c := i.Command.(type) {
 	case *instructions.CopyCommand:
 		if c.From == "" {
@@ -200,10 +202,11 @@ func (l *lowering) sources(i instruction) (instruction, error) {
 			return i, errors.New("variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround")
 		}
 		if n, err := strconv.Atoi(c.From); err == nil {
-			if n < 0 || n >= len(l.stages) {
-				return i, fmt.Errorf("invalid stage index %d: there are %d stages, from 0", n, len(l.stages))
+			stages := slices.DeleteFunc(slices.Clone(l.stages), func(o *stage) bool { return o.File != s.File })
+			if n < 0 || n >= len(stages) {
+				return i, fmt.Errorf("invalid stage index %d: there are %d stages, from 0", n, len(stages))
 			}
-			i.from = []*stage{l.stages[n]}
+			i.from = []*stage{stages[n]}
 			return i, nil
 		}
 		i.from = []*stage{l.find(c.From, c.Location())}

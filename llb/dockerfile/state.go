@@ -24,6 +24,7 @@ type state struct {
 	dir   string // of RUN, absolute
 
 	args       []instructions.KeyValuePairOptional // ARGs declared up to here
+	included   []included                          // files whose instructions these are
 	workdirSet bool
 	// Where the stage has set these; a stage built upon it begins anew.
 	cmd, entrypoint, healthcheck []parser.Range

@@ -62,10 +62,14 @@ func (l *lowering) lowerStage(s *stage) error {
 		for i, in := range s.steps {
 			x := &step{lowering: l, stage: s, instruction: in, ordinal: i + 1}
 			x.lint = l.lint.WithMergedConfigFromComments(in.Comments())
+			if st, err = l.enter(st, in.In); err != nil {
+				return l.file.Error(err, in.In.At)
+			}
 			if st, err = x.do(st); err != nil {
 				return l.file.Error(err, in.Location())
 			}
 		}
+		st = st.leave(0)
 	}
 	s.state, s.lowered = st, true
 	return nil
@@ -132,7 +136,7 @@ func (x *step) expand(s state) error {
 		lex.SkipProcessQuotes = true
 		return c.ExpandRaw(func(word string) (string, error) {
 			v, unmatched, err := lex.ProcessWord(word, s.env)
-			x.checkVariables(s, unmatched)
+			checkVariables(x.lint, s, unmatched, x.Location())
 			return v, err
 		})
 	}
@@ -142,7 +146,7 @@ func (x *step) expand(s state) error {
 // word is a word with variables expanded and quotes removed.
 func (x *step) word(s state, word string) (string, error) {
 	v, unmatched, err := x.lex.ProcessWord(word, s.env)
-	x.checkVariables(s, unmatched)
+	checkVariables(x.lint, s, unmatched, x.Location())
 	return v, err
 }
 
@@ -227,12 +231,7 @@ func (s *stage) prefix(platform bool, e env, trigger bool) string {
 
 // position is where the instruction is.
 func (l *lowering) position(at []parser.Range) llb.Position {
-	p := llb.Position{File: l.file.Name}
-	for _, r := range at {
-		if p.Line == 0 || r.Start.Line < p.Line {
-			p.Line = r.Start.Line
-		}
-		p.Until = max(p.Until, r.End.Line)
-	}
+	var p llb.Position
+	p.File, p.Line, p.Until = l.file.Position(at)
 	return p
 }
