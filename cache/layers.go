@@ -21,14 +21,61 @@ import (
 
 func (s *Store) layerDir(id string) string { return filepath.Join(s.dir, "layers", id) }
 
+// layerRecord is the form in which a layer's metadata is kept.
+type layerRecord struct {
+	oci.Layer
+	// Boot is the run of the kernel in which the files were written. They are
+	// not synced: only a later run can tell whether all of them got to the
+	// disk. Empty once that has been looked at.
+	Boot string `json:"boot,omitempty"`
+}
+
+func (s *Store) layerPath(id string) string { return filepath.Join(s.layerDir(id), "layer.json") }
+
 // readLayer reads a committed layer's metadata.
-func (s *Store) readLayer(id string) (oci.Layer, error) {
-	var l oci.Layer
-	err := readRecord(filepath.Join(s.layerDir(id), "layer.json"), &l)
+func (s *Store) readLayer(id string) (layerRecord, error) {
+	var l layerRecord
+	err := readRecord(s.layerPath(id), &l)
 	if err == nil && l.ID != id {
 		err = &DamagedError{What: "layer " + id, Err: fmt.Errorf("it calls itself %s", l.ID)}
 	}
 	return l, err
+}
+
+// survived compares the files of a layer of another run of the kernel with its
+// entries, once: a power cut may have cut them short.
+func (s *Store) survived(l layerRecord) error {
+	if l.Boot == "" || l.Boot == s.boot {
+		return nil
+	}
+	changes, err := layer.Collect(s.Entries(l.ID))
+	if err == nil {
+		err = layer.Check(changes, s.driver.Dir(l.ID))
+	}
+	if err != nil {
+		s.disown(l.ID)
+		return damaged(l.ID, err)
+	}
+	l.Boot = ""
+	_ = s.writeRecord(s.layerPath(l.ID), l) // or it is looked at again
+	return nil
+}
+
+func damaged(id string, err error) error {
+	var d *DamagedError
+	if errors.As(err, &d) {
+		return err
+	}
+	return &DamagedError{What: "layer " + id, Err: err}
+}
+
+// disown makes a layer that is not what it should be one that is not here. Its
+// files stay: a step may have them mounted.
+func (s *Store) disown(id string) {
+	s.mu.Lock()
+	delete(s.known, id)
+	s.mu.Unlock()
+	os.Remove(s.layerPath(id))
 }
 
 // Layer is the committed layer id, with what is known of it. One that is not
@@ -38,17 +85,23 @@ func (s *Store) Layer(id string) (oci.Layer, error) {
 	l, ok := s.known[id]
 	s.mu.Unlock()
 	if ok {
-		return l, nil
+		// Another process may have removed it.
+		if _, err := os.Lstat(s.layerPath(id)); err == nil {
+			return l, nil
+		}
 	}
-	l, err := s.readLayer(id)
+	r, err := s.readLayer(id)
 	if err == nil {
 		_, err = os.Lstat(s.driver.Dir(id))
+	}
+	if err == nil {
+		err = s.survived(r)
 	}
 	if err != nil {
 		return oci.Layer{}, err
 	}
-	s.remember(l)
-	return l, nil
+	s.remember(r.Layer)
+	return r.Layer, nil
 }
 
 func (s *Store) remember(l oci.Layer) {
@@ -83,8 +136,8 @@ func (s *Store) Prepare(ctx context.Context, chain []oci.Layer) (*Draft, error) 
 // a layer that links to files of lower ones. The caller holds the lock
 // "layer-<id>".
 func (s *Store) PreparePulled(ctx context.Context, id string, chain []oci.Layer) (*Draft, error) {
-	// What a killed process left of it.
-	if err := s.driver.Remove(ctx, id); err != nil {
+	// What a killed process left of it, or what is damaged.
+	if err := s.RemoveLayer(ctx, id); err != nil {
 		return nil, err
 	}
 	return s.prepare(ctx, id, chain)
@@ -110,7 +163,8 @@ func (d *Draft) Discard() {
 	d.done = true
 	d.Tree.Close()
 	// Not the build's context: that may be why it is discarded.
-	if err := d.store.driver.Remove(context.Background(), d.ID); err == nil {
+	err := errors.Join(os.RemoveAll(d.store.layerDir(d.ID)), d.store.driver.Remove(context.Background(), d.ID))
+	if err == nil { // else the next sweep tries again
 		d.store.lease.drop(d.ID)
 	}
 }
@@ -173,7 +227,7 @@ func (d *Draft) finish(l oci.Layer, changes []tree.Change) (oci.Layer, error) {
 		err = cerr
 	}
 	if err == nil {
-		err = writeRecord(filepath.Join(dir, "layer.json"), l)
+		err = s.writeRecord(s.layerPath(d.ID), layerRecord{Layer: l, Boot: s.boot})
 	}
 	if err != nil {
 		return l, fmt.Errorf("commit layer: %w", err)
@@ -189,16 +243,24 @@ func (s *Store) View(ctx context.Context, chain []oci.Layer) (Snapshot, error) {
 	return s.driver.View(ctx, ids(chain))
 }
 
-// Entries lists what a committed layer changes, as recorded with it.
+// Entries lists what a committed layer changes, as recorded with it. A list that
+// is damaged is a *DamagedError, and the layer no longer here.
 func (s *Store) Entries(id string) iter.Seq2[tree.Change, error] {
 	return func(yield func(tree.Change, error) bool) {
 		f, err := os.Open(filepath.Join(s.layerDir(id), "entries"))
 		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				s.disown(id)
+			}
 			yield(tree.Change{}, err)
 			return
 		}
 		defer f.Close()
 		for c, err := range layer.ReadEntries(f) {
+			if errors.Is(err, layer.ErrDamaged) {
+				s.disown(id)
+				err = &DamagedError{What: "layer " + id, Err: fmt.Errorf("%w; build again to have it made anew", err)}
+			}
 			if !yield(c, err) {
 				return
 			}
@@ -233,7 +295,7 @@ func (s *Store) Seal(ctx context.Context, id string) (oci.Layer, error) {
 		return l, fmt.Errorf("hash the tar of layer %s: %w", id, err)
 	}
 	l.DiffID = h.Digest()
-	if err := writeRecord(filepath.Join(s.layerDir(id), "layer.json"), l); err != nil {
+	if err := s.writeRecord(s.layerPath(id), layerRecord{Layer: l, Boot: s.boot}); err != nil {
 		return l, err
 	}
 	s.remember(l)

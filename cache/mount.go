@@ -2,7 +2,6 @@ package cache
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,7 +10,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,12 +25,11 @@ const (
 // new: fill is given an empty directory. It is held, in the way that sharing
 // says, until release is called or the process ends.
 func (s *Store) CacheMount(ctx context.Context, id, sharing string, fill func(dir string) error) (dir string, release func(), err error) {
-	sum := blake3.Sum256([]byte(id))
-	home := filepath.Join(s.dir, "mounts", hex.EncodeToString(sum[:16]))
+	home := filepath.Join(s.dir, "mounts", shortHash(id))
 	if err := os.MkdirAll(home, 0o711); err != nil {
 		return "", nil, fmt.Errorf("cache mount %s: %w", id, err)
 	}
-	if err := nameMount(home, id); err != nil {
+	if err := s.nameMount(home, id); err != nil {
 		return "", nil, fmt.Errorf("cache mount %s: %w", id, err)
 	}
 	how := unix.LOCK_SH
@@ -58,12 +55,12 @@ func (s *Store) CacheMount(ctx context.Context, id, sharing string, fill func(di
 }
 
 // nameMount leaves the id beside the directories, for people and for prune.
-func nameMount(home, id string) error {
+func (s *Store) nameMount(home, id string) error {
 	path := filepath.Join(home, "id")
 	if _, err := os.Lstat(path); err == nil {
 		return nil
 	}
-	return writeFile(path, []byte(id))
+	return s.writeFile(path, []byte(id))
 }
 
 // fillMount makes the directory of a cache mount, whole or not at all.

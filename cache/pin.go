@@ -1,12 +1,7 @@
 package cache
 
 import (
-	"encoding/hex"
-	"errors"
-	"io/fs"
 	"path/filepath"
-
-	"github.com/zeebo/blake3"
 
 	"github.com/861fb494/build/internal/oci"
 )
@@ -18,8 +13,7 @@ type pin struct {
 }
 
 func (s *Store) pinPath(ref string) string {
-	sum := blake3.Sum256([]byte(ref))
-	return filepath.Join(s.dir, "pins", hex.EncodeToString(sum[:16]))
+	return filepath.Join(s.dir, "pins", shortHash(ref))
 }
 
 // Pin is the manifest or index that ref, a tag, was when PutPin was last called.
@@ -33,7 +27,7 @@ func (s *Store) Pin(ref oci.Reference) (oci.Descriptor, bool) {
 
 // PutPin remembers what ref is.
 func (s *Store) PutPin(ref oci.Reference, d oci.Descriptor) error {
-	return writeRecord(s.pinPath(ref.String()), pin{Ref: ref.String(), Descriptor: d})
+	return s.writeRecord(s.pinPath(ref.String()), pin{Ref: ref.String(), Descriptor: d})
 }
 
 func (s *Store) diffPath(diffID oci.Digest) string {
@@ -61,9 +55,5 @@ func (s *Store) noteBuilt(l oci.Layer) error {
 	if old, ok := s.Built(l.DiffID); ok && old.ID != l.ID {
 		return nil // the same bytes: one is enough
 	}
-	err := writeRecord(s.diffPath(l.DiffID), l.ID)
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
-	return err
+	return s.writeRecord(s.diffPath(l.DiffID), l.ID)
 }

@@ -33,6 +33,10 @@ type Part struct {
 	Value string `json:"value"`
 }
 
+// ErrExpired is the error for a record that was only good until a time that has
+// passed. It is an fs.ErrNotExist too.
+var ErrExpired = errors.New("expired")
+
 // DamagedError is the error for a record or a layer that is not what was
 // written. It is a miss with a reason.
 type DamagedError struct {
@@ -77,19 +81,12 @@ func readRecord(path string, v any) error {
 	return nil
 }
 
-func writeRecord(path string, v any) error {
+func (s *Store) writeRecord(path string, v any) error {
 	text, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	text = sealRecord(text)
-	err = writeFile(path, text)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
-			err = writeFile(path, text)
-		}
-	}
-	return err
+	return s.putFile(path, sealRecord(text))
 }
 
 func (s *Store) stepPath(key oci.Digest) string {
@@ -98,8 +95,7 @@ func (s *Store) stepPath(key oci.Digest) string {
 }
 
 func (s *Store) placePath(place string) string {
-	sum := blake3.Sum256([]byte(place))
-	return filepath.Join(s.dir, "places", hex.EncodeToString(sum[:16]))
+	return filepath.Join(s.dir, "places", shortHash(place))
 }
 
 // Step is the record under key. One that is not there is an fs.ErrNotExist; one
@@ -122,7 +118,7 @@ func (s *Store) Step(key oci.Digest) (*Record, error) {
 		return nil, err
 	}
 	if !r.Expires.IsZero() && s.now().After(r.Expires) {
-		return nil, fmt.Errorf("expired %s: %w", r.Expires.Format(time.DateTime), fs.ErrNotExist)
+		return nil, fmt.Errorf("%w %s (%w)", ErrExpired, r.Expires.Local().Format(time.DateTime), fs.ErrNotExist)
 	}
 	return &r, nil
 }
@@ -132,13 +128,13 @@ func (s *Store) PutStep(r Record) error {
 	if r.Created.IsZero() {
 		r.Created = s.now().UTC()
 	}
-	if err := writeRecord(s.stepPath(r.Key), r); err != nil {
+	if err := s.writeRecord(s.stepPath(r.Key), r); err != nil {
 		return err
 	}
 	if r.Place == "" {
 		return nil
 	}
-	return writeRecord(s.placePath(r.Place), place{Place: r.Place, Key: r.Key})
+	return s.writeRecord(s.placePath(r.Place), place{Place: r.Place, Key: r.Key})
 }
 
 type place struct {

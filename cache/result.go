@@ -2,7 +2,6 @@ package cache
 
 import (
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,7 +19,21 @@ import (
 func (s *Store) PutResult(data []byte) (oci.Digest, error) {
 	sum := blake3.Sum256(data)
 	id := hex.EncodeToString(sum[:])
-	return oci.Digest("blake3:" + id), writeRecord(filepath.Join(s.dir, "results", id), json.RawMessage(data))
+	return oci.Digest("blake3:" + id), s.writeRecord(filepath.Join(s.dir, "results", id), result{ID: id, Data: data})
+}
+
+type result struct {
+	ID   string `json:"id"`
+	Data []byte `json:"data"`
+}
+
+func readResult(path string) ([]byte, error) {
+	var r result
+	err := readRecord(path, &r)
+	if err == nil && r.ID != filepath.Base(path) {
+		err = &DamagedError{What: path, Err: fmt.Errorf("it is of another result, %s", r.ID)}
+	}
+	return r.Data, err
 }
 
 // Result is what was kept under id, or under the one ID that begins with it;
@@ -46,11 +59,14 @@ func (s *Store) Result(id string) ([]byte, error) {
 	if found == "" {
 		return nil, fmt.Errorf("result %q: %w", id, fs.ErrNotExist)
 	}
-	var data json.RawMessage
-	err = readRecord(filepath.Join(s.dir, "results", found), &data)
+	path := filepath.Join(s.dir, "results", found)
+	data, err := readResult(path)
 	var damaged *DamagedError
 	if errors.As(err, &damaged) {
-		os.Remove(filepath.Join(s.dir, "results", found))
+		os.Remove(path)
 	}
-	return data, err
+	if err != nil {
+		return nil, err
+	}
+	return data, nil
 }

@@ -3,18 +3,13 @@ package cache
 import (
 	"bufio"
 	"bytes"
-	"encoding/hex"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/zeebo/blake3"
 
 	"github.com/861fb494/build/internal/oci"
 )
@@ -30,7 +25,8 @@ type Stamp struct {
 // stamps, so that an unchanged directory need not be read again. It proves no
 // more than its fields do: any difference, however small, is a file to be read.
 type Stats struct {
-	path string
+	store *Store
+	path  string
 
 	mu      sync.Mutex
 	old     map[string]stat
@@ -48,8 +44,7 @@ const statsFormat = "build stats 1"
 // Stats opens what is remembered of the files below the host path root. A file
 // that is damaged or of another format is as good as none.
 func (s *Store) Stats(root string) *Stats {
-	sum := blake3.Sum256([]byte(root))
-	t := &Stats{path: filepath.Join(s.dir, "stats", hex.EncodeToString(sum[:16])), fresh: map[string]stat{}}
+	t := &Stats{store: s, path: filepath.Join(s.dir, "stats", shortHash(root)), fresh: map[string]stat{}}
 	if b, err := os.ReadFile(t.path); err == nil {
 		t.old = parseStats(b)
 	}
@@ -139,14 +134,7 @@ func (t *Stats) Save() error {
 			line(p, e)
 		}
 	}
-	data := sealRecord(b.Bytes())
-	err := writeFile(t.path, data)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(filepath.Dir(t.path), 0o700); err == nil {
-			err = writeFile(t.path, data)
-		}
-	}
-	return err
+	return t.store.putFile(t.path, sealRecord(b.Bytes()))
 }
 
 func base36(n int64) string { return strconv.FormatInt(n, 36) }

@@ -30,6 +30,7 @@ type Store struct {
 	lease  *lease
 	serial atomic.Uint64
 	now    func() time.Time
+	boot   string // this run of the kernel; "" where it does not say
 
 	mu    sync.Mutex
 	known map[string]oci.Layer // committed layers, as their metadata says
@@ -43,26 +44,28 @@ func Open(ctx context.Context, dir string, driver Driver) (*Store, error) {
 			return nil, fmt.Errorf("open state directory: %w", err)
 		}
 	}
-	if err := checkFormat(filepath.Join(dir, "format")); err != nil {
-		return nil, err
-	}
-	s := &Store{dir: dir, driver: driver, now: time.Now, known: map[string]oci.Layer{}}
+	s := &Store{dir: dir, driver: driver, now: time.Now, boot: bootID(), known: map[string]oci.Layer{}}
 	var err error
 	if s.lease, err = newLease(filepath.Join(dir, "leases")); err != nil {
+		return nil, err
+	}
+	if err := s.checkFormat(); err != nil {
+		s.lease.close()
 		return nil, err
 	}
 	return s, nil
 }
 
-func checkFormat(path string) error {
+func (s *Store) checkFormat() error {
+	path := filepath.Join(s.dir, "format")
 	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return writeFile(path, []byte(format))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(b) == 0 { // empty after a power cut
+		return s.writeFile(path, []byte(format))
 	}
 	if err != nil {
 		return fmt.Errorf("read state format: %w", err)
 	}
-	if string(b) != format && len(b) > 0 {
+	if string(b) != format {
 		return fmt.Errorf("%s is %q, this program writes %q: use another --root, or remove that directory",
 			path, strings.TrimSpace(string(b)), strings.TrimSpace(format))
 	}
@@ -98,6 +101,15 @@ func (s *Store) Alive(name string) bool {
 	return name == s.lease.name || leaseAlive(filepath.Join(s.dir, "leases", name))
 }
 
+// bootID names this run of the kernel: random(4).
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
 func (s *Store) tempDir() string { return filepath.Join(s.dir, "tmp", s.lease.name) }
 
 // TempDir is a directory for this process's temporary files. What is in it goes
@@ -110,79 +122,6 @@ func (s *Store) TempDir() (string, error) {
 // newID names a layer that is built here.
 func (s *Store) newID() string {
 	return fmt.Sprintf("%s-%d", s.lease.name, s.serial.Add(1))
-}
-
-// Sweep removes what processes that were killed have left: layers they had
-// prepared, their temporary files, their leases. It is quick where there is
-// nothing to do.
-func (s *Store) Sweep(ctx context.Context) error {
-	names, err := os.ReadDir(filepath.Join(s.dir, "leases"))
-	if err != nil {
-		return fmt.Errorf("sweep state directory: %w", err)
-	}
-	for _, n := range names {
-		name := strings.TrimSuffix(n.Name(), ".d")
-		if name == s.lease.name || !leaseName(name) {
-			continue
-		}
-		path := filepath.Join(s.dir, "leases", name)
-		held, err := claimLease(path)
-		if err != nil || held == nil {
-			continue // alive, or another process sweeps it
-		}
-		s.abandon(ctx, path)
-		os.RemoveAll(filepath.Join(s.dir, "tmp", name))
-		os.Remove(path)
-		held.Close()
-	}
-	return nil
-}
-
-// abandon removes the layers that the lease at path lists and that were never
-// committed.
-func (s *Store) abandon(ctx context.Context, path string) {
-	drafts, err := os.ReadDir(path + ".d")
-	if err != nil {
-		return
-	}
-	for _, d := range drafts {
-		id := d.Name()
-		if _, err := s.readLayer(id); err == nil {
-			os.Remove(filepath.Join(path+".d", id))
-			continue
-		}
-		unlock, err := s.tryLock("layer-" + id)
-		if err != nil {
-			continue // somebody else is unpacking that layer now
-		}
-		if err := s.driver.Remove(ctx, id); err == nil {
-			os.RemoveAll(s.layerDir(id))
-			os.Remove(filepath.Join(path+".d", id))
-		}
-		unlock()
-	}
-	os.Remove(path + ".d")
-}
-
-// writeFile writes data under a temporary name in path's directory and renames
-// it. It is not synced: every record is checked when it is read.
-func writeFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	_, err = f.Write(data)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
 }
 
 func randomName(n int) string {
@@ -198,4 +137,10 @@ func leaseName(s string) bool {
 	}
 	_, err := hex.DecodeString(s)
 	return err == nil
+}
+
+// shortHash names a file after a text that cannot be one.
+func shortHash(text string) string {
+	sum := blake3.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:16])
 }

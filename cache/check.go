@@ -1,0 +1,223 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/861fb494/build/cache/layer"
+	"github.com/861fb494/build/cache/tree"
+)
+
+// Check reads all that the state directory holds, but for the images and what
+// sources and containers keep there, and returns what is wrong with it: records
+// that are damaged or not of what their name says, layers whose files are not
+// what their entries say, and what processes that are gone have left. What other
+// processes are at work on is not looked at; what this one has prepared, and
+// neither committed nor discarded, is a problem. Nothing is changed.
+//
+// A record whose layers are gone is none: it is a miss when it is asked for.
+func (s *Store) Check(ctx context.Context) []error {
+	c := checker{Store: s}
+	c.leases()
+	for _, f := range s.tempFiles() {
+		if owner := tempOwner(f); owner == s.lease.name || !s.Alive(owner) {
+			c.problem(f, errors.New("it was never finished"))
+		}
+	}
+	c.layers(ctx)
+	c.files("steps/*", c.step)
+	c.files("places", c.place)
+	c.files("results", func(path string) error { _, err := readResult(path); return err })
+	c.files("pins", c.pin)
+	c.files("diffs", c.diff)
+	c.files("stats", func(path string) error {
+		b, err := os.ReadFile(path)
+		if err == nil && parseStats(b) == nil {
+			err = errors.New("it is damaged, or of another version")
+		}
+		return err
+	})
+	if err := ctx.Err(); err != nil {
+		c.problems = append(c.problems, context.Cause(ctx))
+	}
+	return c.problems
+}
+
+// checker is a Check under way.
+type checker struct {
+	*Store
+	problems []error
+	making   map[string]bool // layers that other processes make
+}
+
+func (c *checker) problem(path string, err error) {
+	if err == nil || errors.Is(err, context.Canceled) {
+		return
+	}
+	var d *DamagedError
+	if errors.As(err, &d) && d.What == path {
+		err = d.Err
+	}
+	if rel, rerr := filepath.Rel(c.dir, path); rerr == nil {
+		path = rel
+	}
+	c.problems = append(c.problems, fmt.Errorf("%s: %w", path, err))
+}
+
+// list is the names in a directory, which need not be there.
+func (c *checker) list(dir string) []string {
+	entries, err := os.ReadDir(filepath.Join(c.dir, dir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		c.problem(filepath.Join(c.dir, dir), err)
+	}
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name()
+	}
+	return names
+}
+
+func (c *checker) leases() {
+	c.making = map[string]bool{}
+	for _, name := range c.list("leases") {
+		path := filepath.Join(c.dir, "leases", name)
+		owner, drafts := strings.CutSuffix(name, ".d")
+		switch {
+		case !leaseName(owner):
+			c.problem(path, errors.New("it is no lease"))
+		case !c.Alive(owner):
+			c.problem(path, errors.New("its process is gone: the next sweep removes what it left"))
+		case drafts:
+			for _, id := range c.list(filepath.Join("leases", name)) {
+				if owner == c.lease.name {
+					c.problem(filepath.Join(path, id), errors.New("the layer was neither committed nor discarded"))
+				}
+				c.making[id] = true
+			}
+		}
+	}
+	for _, name := range c.list("tmp") {
+		if !c.Alive(name) {
+			c.problem(filepath.Join(c.dir, "tmp", name), errors.New("its process is gone"))
+		}
+	}
+}
+
+func (c *checker) layers(ctx context.Context) {
+	for _, id := range c.list("layers") {
+		if ctx.Err() != nil {
+			return
+		}
+		if !c.making[id] {
+			c.problem(c.layerDir(id), c.layer(ctx, id))
+		}
+	}
+}
+
+// layer compares what is recorded of a layer with its files.
+func (c *checker) layer(ctx context.Context, id string) error {
+	l, err := c.readLayer(id)
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(filepath.Join(c.layerDir(id), "entries"))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	changes, err := layer.Collect(layer.ReadEntries(f))
+	if err != nil {
+		return err
+	}
+	dir := c.driver.Dir(id)
+	if err := layer.Check(changes, dir); err != nil {
+		return err
+	}
+	if l.Blob == nil && layer.Digest(changes) != l.Content {
+		return fmt.Errorf("its entries have the content digest %s, recorded is %s", layer.Digest(changes), l.Content)
+	}
+	files := make([]tree.Change, len(changes))
+	copy(files, changes)
+	for i := range files {
+		files[i].Digest = ""
+	}
+	if err := layer.Hash(ctx, files, dir, hashers); err != nil {
+		return err
+	}
+	for i, f := range files {
+		if f.Digest != changes[i].Digest {
+			return fmt.Errorf("%s has the digest %s, recorded is %s", f.Path, f.Digest, changes[i].Digest)
+		}
+	}
+	return nil
+}
+
+// files checks each file that pattern's directories hold.
+func (c *checker) files(pattern string, check func(path string) error) {
+	found, err := filepath.Glob(filepath.Join(c.dir, pattern, "*"))
+	if err != nil {
+		c.problem(c.dir, err)
+	}
+	for _, path := range found {
+		if strings.HasPrefix(filepath.Base(path), tempPrefix) {
+			continue
+		}
+		err := check(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed since it was listed
+		}
+		c.problem(path, err)
+	}
+}
+
+func (c *checker) step(path string) error {
+	var r Record
+	if err := readRecord(path, &r); err != nil {
+		return err
+	}
+	if _, hex, _ := strings.Cut(string(r.Key), ":"); len(hex) < 2 {
+		return fmt.Errorf("its key %q is no digest", r.Key)
+	}
+	return named(path, c.stepPath(r.Key), string(r.Key))
+}
+
+func (c *checker) place(path string) error {
+	var p place
+	if err := readRecord(path, &p); err != nil {
+		return err
+	}
+	return named(path, c.placePath(p.Place), p.Place)
+}
+
+func (c *checker) pin(path string) error {
+	var p pin
+	if err := readRecord(path, &p); err != nil {
+		return err
+	}
+	return named(path, c.pinPath(p.Ref), p.Ref)
+}
+
+func (c *checker) diff(path string) error {
+	var id string
+	if err := readRecord(path, &id); err != nil {
+		return err
+	}
+	l, err := c.readLayer(id)
+	if err != nil {
+		return nil // gone, or told of already
+	}
+	return named(path, c.diffPath(l.DiffID), "layer "+id)
+}
+
+// named compares where a record is with where it belongs.
+func named(path, want, what string) error {
+	if path != want {
+		return fmt.Errorf("it is of %q, which belongs at %s", what, filepath.Base(want))
+	}
+	return nil
+}

@@ -1,0 +1,148 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Sweep removes what processes that were killed have left: layers they had
+// prepared, their temporary files, their leases. It is quick where there is
+// nothing to do.
+func (s *Store) Sweep(ctx context.Context) error {
+	names, err := os.ReadDir(filepath.Join(s.dir, "leases"))
+	if err != nil {
+		return fmt.Errorf("sweep state directory: %w", err)
+	}
+	gone := map[string]bool{}
+	for _, n := range names {
+		name := strings.TrimSuffix(n.Name(), ".d")
+		if name == s.lease.name || !leaseName(name) || gone[name] {
+			continue
+		}
+		path := filepath.Join(s.dir, "leases", name)
+		held, err := claimLease(path)
+		if err != nil || held == nil {
+			continue // alive, or another process sweeps it
+		}
+		s.abandon(ctx, path)
+		os.RemoveAll(filepath.Join(s.dir, "tmp", name))
+		os.Remove(path)
+		held.Close()
+		gone[name] = true
+	}
+	if len(gone) > 0 {
+		s.sweepFiles(gone)
+	}
+	return nil
+}
+
+// sweepFiles removes what processes with the leases gone were writing, and locks
+// that nobody holds.
+func (s *Store) sweepFiles(gone map[string]bool) {
+	for _, path := range s.tempFiles() {
+		if gone[tempOwner(path)] {
+			os.Remove(path)
+		}
+	}
+	locks, _ := os.ReadDir(filepath.Join(s.dir, "locks")) // what cannot be listed stays
+	for _, l := range locks {
+		if unlock, err := s.tryLock(l.Name()); err == nil {
+			unlock()
+		}
+	}
+}
+
+// abandon removes the layers that the lease at path lists and that were never
+// committed.
+func (s *Store) abandon(ctx context.Context, path string) {
+	drafts, err := os.ReadDir(path + ".d")
+	if err != nil {
+		return
+	}
+	for _, d := range drafts {
+		if s.abandonDraft(ctx, d.Name()) == nil {
+			os.Remove(filepath.Join(path+".d", d.Name()))
+		}
+	}
+	os.Remove(path + ".d")
+}
+
+func (s *Store) abandonDraft(ctx context.Context, id string) error {
+	unlock, err := s.tryLock("layer-" + id)
+	if err != nil {
+		return err // somebody else is unpacking that layer now
+	}
+	defer unlock()
+	// Under the lock: one who had it may have committed the layer.
+	if _, err := s.readLayer(id); err == nil {
+		return nil
+	}
+	if err := os.RemoveAll(s.layerDir(id)); err != nil {
+		return err
+	}
+	return s.driver.Remove(ctx, id)
+}
+
+const tempPrefix = ".tmp-"
+
+// writeFile writes data under a temporary name in path's directory and renames
+// it. It is not synced: every record is checked when it is read.
+func (s *Store) writeFile(path string, data []byte) error {
+	// The name tells the next sweep whose it was.
+	f, err := os.CreateTemp(filepath.Dir(path), tempPrefix+s.lease.name+"-")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	_, err = f.Write(data)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// putFile is writeFile that makes path's directory if it has to.
+func (s *Store) putFile(path string, data []byte) error {
+	err := s.writeFile(path, data)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
+			err = s.writeFile(path, data)
+		}
+	}
+	return err
+}
+
+// tempOwner is the lease of the process that was writing the temporary file at
+// path; "" if it is none.
+func tempOwner(path string) string {
+	rest, ok := strings.CutPrefix(filepath.Base(path), tempPrefix)
+	if !ok {
+		return ""
+	}
+	name, _, _ := strings.Cut(rest, "-")
+	return name
+}
+
+// tempFiles is the files that are being written now, or were when their process
+// ended.
+func (s *Store) tempFiles() []string {
+	var out []string
+	for _, pattern := range []string{"", "steps/*", "places", "results", "stats", "pins", "diffs", "layers/*", "mounts/*"} {
+		found, err := filepath.Glob(filepath.Join(s.dir, pattern, tempPrefix+"*"))
+		if err == nil { // the only error is one of the pattern
+			out = append(out, found...)
+		}
+	}
+	return out
+}
