@@ -40,7 +40,11 @@
 // # What makes a write committed
 //
 // A layer is committed by the rename of its layer.json, the last thing to be
-// written: its files are in place by then, and its entries. A step is recorded by
+// written: its files are in place by then, and its entries. None of them are
+// synced: layer.json names the run of the kernel that wrote them, and in another
+// one the files are compared with the entries (their types and sizes) before the
+// layer is used for the first time; one that a power cut has harmed is not here
+// any more. A step is recorded by
 // the rename of its record, after its layers are committed. What a process has
 // begun and not committed it has listed under its lease first; the next process
 // to sweep, or the process itself when it ends in order, removes it.
@@ -48,7 +52,8 @@
 // # Who may delete
 //
 // A process deletes what its own lease lists, and what is listed by leases whose
-// process is gone: their lock can be had. A committed layer is deleted by
+// process is gone: their lock can be had. Temporary names of records hold the
+// lease too, ".tmp-L-…", and go with it. A committed layer is deleted by
 // RemoveLayer: metadata first, so that every process sees it gone before its
 // files are. A record whose layers are gone is a miss.
 //

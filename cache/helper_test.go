@@ -163,7 +163,7 @@ type process struct {
 func start(t testing.TB, dir, task string, args ...string) (*process, string) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe", append([]string{dir}, args...)...)
-	cmd.Env = append(os.Environ(), helperEnv+"="+task)
+	cmd.Env = append(os.Environ(), helperEnv+"="+task, "GORACE=atexit_sleep_ms=0")
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -322,7 +322,7 @@ func onSmallDisk(t *testing.T, bytes int, f func(t *testing.T, dir string)) {
 		return
 	}
 	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), env+"="+t.TempDir())
+	cmd.Env = append(os.Environ(), env+"="+t.TempDir(), "GORACE=atexit_sleep_ms=0")
 	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

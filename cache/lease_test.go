@@ -221,10 +221,9 @@ func TestLockExcludes(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	for range 2 {
-		p, err := s, error(nil)
 		wg.Go(func() {
 			for range 50 {
-				if err = count(context.Background(), p, file); err != nil {
+				if err := count(context.Background(), s, file); err != nil {
 					t.Error(err)
 				}
 			}
