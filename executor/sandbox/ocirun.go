@@ -28,6 +28,7 @@ type OCI struct {
 	runtime  string
 	stateDir string
 	cgroups  *cgroup.Tree
+	init     string // static program that calls Reexec; "" for this one
 }
 
 // NewOCI returns the sandbox that uses a runtime, named by path or as found in
@@ -85,9 +86,11 @@ func (o *OCI) Start(ctx context.Context, s Spec) (Process, error) {
 	c.Run = call
 	before, after := splitMounts(s.Mounts)
 	if s.Init {
-		exe, err := os.Executable()
-		if err != nil {
-			return nil, fmt.Errorf("OCI runtime: %w", err)
+		exe := o.init
+		if exe == "" {
+			if exe, err = os.Executable(); err != nil {
+				return nil, fmt.Errorf("OCI runtime: %w", err)
+			}
 		}
 		s.Args = append([]string{initPath}, s.Args...)
 		after = append(after, oci.Mount{Type: "bind", Source: exe, Target: initPath, Options: []string{"bind", "ro", "nosuid", "nodev"}})
@@ -189,7 +192,9 @@ func runRuntime(ctl *child.Control, c *child.Config) error {
 			return errors.Join(err, runtimeError(call.Bundle, "no terminal"))
 		}
 	}
-	status, err := reap(pid)
+	// The container's process may have ended before the runtime has.
+	ended := reaper{}
+	status, err := ended.wait(pid)
 	if err != nil {
 		return err
 	}
@@ -207,7 +212,7 @@ func runRuntime(ctl *child.Control, c *child.Config) error {
 	if err := ctl.Ready(child.Setup{Made: made, Pid: first}, master); err != nil {
 		return err
 	}
-	return supervise(first)
+	return supervise(first, ended)
 }
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -56,7 +56,9 @@ func eachSandbox(t *testing.T, f func(t *testing.T, s sandbox.Sandbox)) {
 	t.Run("runc", func(t *testing.T) {
 		need(t, "busybox", "runc")
 		dir := t.TempDir()
-		f(t, sandbox.NewOCI("runc", filepath.Join(dir, "state")))
+		sb := sandbox.NewOCI("runc", filepath.Join(dir, "state"))
+		sb.SetInit(filepath.Join(imageDir(t), "init"))
+		f(t, sb)
 		if left, _ := os.ReadDir(filepath.Join(dir, "state")); len(left) > 0 {
 			t.Errorf("%d directories are left in the state directory", len(left))
 		}
@@ -125,13 +127,14 @@ func makeImage() (string, error) {
 	if err := os.WriteFile(filepath.Join(dir, "bin/script"), []byte("#!/no/such/interpreter\n"), 0o755); err != nil {
 		return dir, err
 	}
-	probe := filepath.Join(dir, "bin/probe")
-	build := exec.Command("go", "build", "-o", probe, "./testdata/probe")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return dir, fmt.Errorf("go build: %w: %s", err, out)
+	for _, p := range []struct{ from, to string }{{"./testdata/probe", "bin/probe"}, {"./testdata/init", "init"}} {
+		build := exec.Command("go", "build", "-o", filepath.Join(dir, p.to), p.from)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			return dir, fmt.Errorf("go build: %w: %s", err, out)
+		}
 	}
-	return dir, os.Chmod(probe, 0o755|os.ModeSetuid)
+	return dir, os.Chmod(filepath.Join(dir, "bin/probe"), 0o755|os.ModeSetuid)
 }
 
 // overlay is a root filesystem on an image.

@@ -44,12 +44,12 @@ func superviseCommand(ctl *child.Control, c *child.Config) error {
 	if err != nil {
 		return err
 	}
-	return supervise(pid)
+	return supervise(pid, reaper{})
 }
 
 // supervise is process 1 until the process pid, a child of this one, ends, and
 // then ends with its exit code. It returns only with an error.
-func supervise(pid int) error {
+func supervise(pid int, ended reaper) error {
 	signals := make(chan os.Signal, 32)
 	signal.Notify(signals)
 	// The parent waits for the streams and for the control socket to end.
@@ -63,14 +63,14 @@ func supervise(pid int) error {
 			}
 		}
 	}()
-	status, err := reap(pid)
+	status, err := ended.wait(pid)
 	switch {
 	case err != nil:
-		os.Exit(126)
+		syscall.Exit(126)
 	case status.Signaled():
-		os.Exit(128 + int(status.Signal()))
+		syscall.Exit(128 + int(status.Signal()))
 	}
-	os.Exit(status.ExitStatus())
+	syscall.Exit(status.ExitStatus())
 	return nil
 }
 
@@ -91,7 +91,7 @@ func runtimeInit(args []string) {
 		if err != nil {
 			err = child.ExecFailed(path, err)
 		} else {
-			err = supervise(pid)
+			err = supervise(pid, reaper{})
 		}
 	}
 	fmt.Fprintln(os.Stderr, err)
@@ -107,17 +107,24 @@ func isTerminal(fd int) bool {
 	return err == nil
 }
 
-// reap waits for the process pid, and meanwhile for all orphans.
-func reap(pid int) (syscall.WaitStatus, error) {
+// reaper is what process 1 has to be: it waits for all that is orphaned, and
+// keeps how it ended for who asks later.
+type reaper map[int]syscall.WaitStatus
+
+// wait waits for the process pid.
+func (r reaper) wait(pid int) (syscall.WaitStatus, error) {
 	for {
+		if status, ok := r[pid]; ok {
+			return status, nil
+		}
 		var status syscall.WaitStatus
 		got, err := syscall.Wait4(-1, &status, 0, nil)
 		switch {
 		case errors.Is(err, syscall.EINTR):
 		case err != nil:
 			return 0, fmt.Errorf("wait: %w", err)
-		case got == pid && (status.Exited() || status.Signaled()):
-			return status, nil
+		case status.Exited() || status.Signaled():
+			r[got] = status
 		}
 	}
 }
