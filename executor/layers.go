@@ -48,7 +48,7 @@ func (w *Worker) fetch(ctx context.Context, _ *llb.Node, layers []oci.Layer) err
 	if len(missing) == 0 {
 		return nil
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	g, each := errgroup.WithContext(ctx)
 	g.SetLimit(unpackers)
 	var mu sync.Mutex
 	var linked []int
@@ -58,7 +58,7 @@ func (w *Worker) fetch(ctx context.Context, _ *llb.Node, layers []oci.Layer) err
 			if i == 0 {
 				below = layers[:0]
 			}
-			err := w.fetchLayer(ctx, layers[i], below)
+			err := w.fetchLayer(each, layers[i], below)
 			if errors.Is(err, layer.ErrLowerLink) {
 				mu.Lock()
 				linked = append(linked, i)
