@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Exec implements Process. A terminal of it is a new one in the same /dev/pts.
-// The process outlives Wait's grace for output only if it is waited for.
+// Exec implements Process. Its terminal is a new one in the same /dev/pts. What
+// the further process leaves in the background goes on until the sandbox's first
+// process ends.
 func (p *process) Exec(ctx context.Context, s Spec) (Process, error) {
 	if p.group == nil {
 		return nil, errors.New("exec: not in a further process")
