@@ -126,10 +126,15 @@ func TestCannotExecute(t *testing.T) {
 				t.Run(tt.name, func(t *testing.T) {
 					s := newSpec(t, "")
 					s.Args, s.Init = tt.args, init
+					root := newOverlay(t)
+					s.Root = root.mount
 					out, code, err := run(t, sb, s)
 					// Under an OCI runtime it is the init that says so, as output.
 					if code != tt.code || !strings.Contains(fmt.Sprint(err, out), tt.want) {
 						t.Errorf("run(%q) = %v, code %d, output %q, want %q, code %d", tt.args, err, code, out, tt.want, tt.code)
+					}
+					if left := listing(t, root.upper); left != "" {
+						t.Errorf("upper layer after run(%q) = %q, want nothing", tt.args, left)
 					}
 				})
 			}

@@ -56,6 +56,9 @@ func launch(ctx context.Context, s Spec, c *child.Config, name string, attr *sys
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
+		if left := unmake(upperOf(s.Root), p.made); left != nil {
+			err = errors.Join(err, left)
+		}
 		return nil, err
 	}
 	return p, nil
@@ -88,12 +91,16 @@ func (p *process) handshake(conn *os.File, c *child.Config) error {
 			}
 			return fmt.Errorf("start sandbox: its first process ended early: %w", err)
 		case kind == child.MsgTerminal: // the descriptor is in r
+		case kind == child.MsgMade:
+			if err := json.Unmarshal(payload, &p.made); err != nil {
+				return fmt.Errorf("start sandbox: %w", err)
+			}
 		case kind == child.MsgReady:
 			var s child.Setup
 			if err := json.Unmarshal(payload, &s); err != nil {
 				return fmt.Errorf("start sandbox: %w", err)
 			}
-			ready, p.made = true, s.Made
+			ready = true
 			if s.Pid != 0 {
 				p.pid = p.childOf()
 			}

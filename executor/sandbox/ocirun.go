@@ -169,6 +169,9 @@ func runRuntime(ctl *child.Control, c *child.Config) error {
 	if err != nil {
 		return err
 	}
+	if err := ctl.Made(made); err != nil {
+		return err
+	}
 	args := []string{call.Path, "--root", call.State, "--log", filepath.Join(call.Bundle, "log"), "--log-format", "json",
 		"run", "--detach", "--bundle", call.Bundle, "--pid-file", filepath.Join(call.Bundle, "pid")}
 	console := newConsoleSocket(call.Bundle)
@@ -209,7 +212,7 @@ func runRuntime(ctl *child.Control, c *child.Config) error {
 	if err != nil {
 		return fmt.Errorf("OCI runtime: read process id: %w", err)
 	}
-	if err := ctl.Ready(child.Setup{Made: made, Pid: first}, master); err != nil {
+	if err := ctl.Ready(child.Setup{Pid: first}, master); err != nil {
 		return err
 	}
 	return supervise(first, ended)

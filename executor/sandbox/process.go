@@ -111,9 +111,7 @@ func (p *process) Wait() error {
 		oom = p.group.OOM()
 		errs = append(errs, p.group.Remove())
 	}
-	if p.made != nil {
-		errs = append(errs, unmake(upperOf(p.spec.Root), p.made))
-	}
+	errs = append(errs, unmake(upperOf(p.spec.Root), p.made))
 	if p.cleanup != nil {
 		errs = append(errs, p.cleanup())
 	}

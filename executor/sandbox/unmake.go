@@ -19,6 +19,9 @@ import (
 // the directories above them back as they were: a step's layer is to hold what
 // the step did.
 func unmake(upper string, made []child.MadeDir) error {
+	if len(made) == 0 {
+		return nil
+	}
 	root, err := os.OpenRoot(upper)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

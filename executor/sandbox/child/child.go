@@ -95,7 +95,10 @@ func (c *Config) Enter(ctl *Control) error {
 	if err != nil {
 		return err
 	}
-	return ctl.Ready(Setup{Made: made}, console)
+	if err := ctl.Made(made); err != nil {
+		return err
+	}
+	return ctl.Ready(Setup{}, console)
 }
 
 // enter moves this process into the sandbox: network, mounts, root, host name.
@@ -221,6 +224,14 @@ func retry(f func() (int, error)) (int, error) {
 			return max(n, 0), err
 		}
 	}
+}
+
+// Made tells the parent which mount points are to be removed in the end.
+func (c *Control) Made(dirs []MadeDir) error {
+	if len(dirs) == 0 {
+		return nil
+	}
+	return WriteMessage(c, MsgMade, dirs)
 }
 
 // Ready sends s and, if it is not -1, the descriptor fd, which it closes.

@@ -70,6 +70,7 @@ type Config struct {
 // says that the command has been executed.
 const (
 	MsgTerminal = 'T' // no payload, but the master of the terminal as a descriptor
+	MsgMade     = 'M' // mount points have been made; payload: []MadeDir
 	MsgReady    = 'R' // all is set up; payload: Setup
 	MsgPid      = 'P' // the process that a joining child started; payload: decimal
 	MsgError    = 'E' // payload: Failure
@@ -77,8 +78,7 @@ const (
 
 // Setup is what the child reports about what it has set up.
 type Setup struct {
-	Made []MadeDir `json:",omitempty"`
-	Pid  int       `json:",omitempty"` // of the first process, in the child's PID namespace, if it is not the child
+	Pid int `json:",omitempty"` // of the first process, in the child's PID namespace, if it is not the child
 }
 
 // RuntimeCall is how an OCI runtime is to be run.
