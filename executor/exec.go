@@ -135,6 +135,9 @@ func (x *execution) spec(ctx context.Context) (sandbox.Spec, error) {
 	if err := x.network(ctx, &s); err != nil {
 		return s, err
 	}
+	if err := x.devices(&s); err != nil {
+		return s, err
+	}
 	return s, x.mounts(ctx, &s)
 }
 

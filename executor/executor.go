@@ -12,6 +12,7 @@ import (
 	"github.com/zeebo/blake3"
 
 	"github.com/861fb494/build/cache"
+	"github.com/861fb494/build/executor/cdi"
 	"github.com/861fb494/build/executor/network"
 	"github.com/861fb494/build/executor/sandbox"
 	"github.com/861fb494/build/executor/source"
@@ -63,12 +64,16 @@ type Host struct {
 
 // Session is what a build brings with it.
 type Session struct {
-	Sources  map[string]source.Source // by llb.Source.Scheme
-	Local    *source.Local
-	Fetcher  Fetcher
-	Secret   func(ctx context.Context, id string) ([]byte, error) // fs.ErrNotExist for one that was not given
-	SSH      func(id string) (socket string, err error)           // path of an agent's socket; fs.ErrNotExist as above
-	Meta     map[oci.Digest]llb.Meta
+	Sources map[string]source.Source // by llb.Source.Scheme
+	Local   *source.Local
+	Fetcher Fetcher
+	Secret  func(ctx context.Context, id string) ([]byte, error) // fs.ErrNotExist for one that was not given
+	SSH     func(id string) (socket string, err error)           // path of an agent's socket; fs.ErrNotExist as above
+	Devices func() *cdi.Registry                                 // called for a step that asks for one
+	Meta    map[oci.Digest]llb.Meta
+	// Project tells this build's steps from those of others in the same state
+	// directory, to compare each with its like: the context's path, say.
+	Project  string
 	Progress progress.Sink
 	Memory   int64 // bytes a step; 0: no limit
 	CPUs     float64

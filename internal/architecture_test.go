@@ -50,6 +50,7 @@ var rooms = map[string]room{
 	"executor/sandbox/child":    {floor: 1},
 	"executor/sandbox/seccomp":  {floor: 1},
 	"executor/archive":          {floor: 1, also: []string{"cache/tree"}}, // what an ADD unpacks
+	"executor/cdi":              {floor: 1},
 	"executor/network":          {floor: 1},
 	"executor/pick":             {floor: 1, also: []string{"cache/tree"}}, // what a COPY takes out of a tree
 	"exporter/compress":         {floor: 1},

@@ -49,8 +49,9 @@ type stepOptions struct {
 	CPUs            float64
 	CgroupParent    string
 	NoNewPrivileges bool
-	OCIRuntime      string   // name or path of an installed OCI runtime; "": none
-	Allow           []string // entitlements: "network.host", "security.insecure"
+	OCIRuntime      string            // name or path of an installed OCI runtime; "": none
+	Allow           []string          // entitlements: "network.host", "security.insecure", "device"
+	AllowDevices    map[string]string // by name and by alias: name
 }
 
 // sessionOptions are what a build may reach of its caller's.

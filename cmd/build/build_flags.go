@@ -63,7 +63,7 @@ func (f *buildFlags) declare(set *pflag.FlagSet) {
 	set.StringVar(&o.Steps.CgroupParent, "cgroup-parent", "", "`cgroup` above those of RUN steps")
 	set.StringVar(&o.Steps.OCIRuntime, "oci-runtime", "", "run steps by this installed OCI `runtime`: runc, crun, or a path")
 	list("security-opt", "", "no-new-privileges: set-user-ID programs such as sudo give RUN steps no more rights")
-	list("allow", "", "allow an `entitlement`: network.host, security.insecure, device")
+	list("allow", "", "allow an `entitlement`: network.host, security.insecure, device, or device=NAME for one")
 
 	list("secret", "", "secret for RUN --mount=type=secret, as `id=NAME[,src=FILE|,env=VARIABLE]`")
 	list("ssh", "", "agent or keys for RUN --mount=type=ssh, as `default` or NAME[=SOCKET|KEY,…]")
@@ -159,6 +159,12 @@ func (f *buildFlags) words(o *buildOptions) error {
 		}
 	}
 	for _, a := range *f.lists["allow"] {
+		if d, ok := strings.CutPrefix(a, "device="); ok {
+			if err := o.Steps.allowDevice(d); err != nil {
+				return err
+			}
+			continue
+		}
 		for a := range strings.SplitSeq(a, ",") {
 			if a != "network.host" && a != "security.insecure" && a != "device" {
 				return fmt.Errorf("--allow %q: want network.host, security.insecure or device", a)

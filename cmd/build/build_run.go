@@ -118,7 +118,7 @@ func (o buildOptions) request(g *globals) (builder.Request, error) {
 		Pull:      o.Cache.Pull, NoCache: o.Cache.NoCache,
 		Tags: o.Output.Tags, Annotations: o.Output.Annotations,
 		Seal: o.Output.Quiet || o.Output.IIDFile != "", Squash: o.Output.Squash,
-		Secrets: map[string]builder.Secret{}, SSH: map[string]string{}, Allow: o.Steps.Allow,
+		Secrets: map[string]builder.Secret{}, SSH: map[string]string{}, Allow: o.Steps.Allow, AllowDevices: o.Steps.AllowDevices,
 		Memory: o.Steps.Memory, CPUs: o.Steps.CPUs, NoNewPrivileges: o.Steps.NoNewPrivileges,
 	}
 	for _, s := range o.Session.Secrets {

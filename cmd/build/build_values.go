@@ -190,6 +190,23 @@ func parseSecret(v string, lookup func(string) (string, bool)) (secretOption, er
 	return s, nil
 }
 
+// allowDevice reads NAME[,alias=ALIAS] of --allow device=.
+func (o *stepOptions) allowDevice(v string) error {
+	name, rest, more := strings.Cut(v, ",")
+	alias, ok := strings.CutPrefix(rest, "alias=")
+	if name == "" || more && (!ok || alias == "" || strings.Contains(alias, ",")) {
+		return fmt.Errorf("--allow device=%s: want device=NAME[,alias=ALIAS]", v)
+	}
+	if o.AllowDevices == nil {
+		o.AllowDevices = map[string]string{}
+	}
+	o.AllowDevices[name] = name
+	if more {
+		o.AllowDevices[alias] = name
+	}
+	return nil
+}
+
 // parseSSH reads NAME or NAME=PATH[,PATH…].
 func parseSSH(v string) (sshOption, error) {
 	id, paths, ok := strings.Cut(v, "=")

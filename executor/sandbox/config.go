@@ -54,6 +54,9 @@ func childMounts(mounts []oci.Mount) []child.Mount {
 func noDev(c *child.Config) {
 	c.NoDev = true
 	for i, m := range c.Mounts {
+		if m.Type == child.DeviceType {
+			continue // one that the sandbox is to have
+		}
 		c.Mounts[i].Options = slices.Concat([]string{"nodev"}, m.Options)
 	}
 }

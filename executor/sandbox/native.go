@@ -57,7 +57,7 @@ func (n *Native) Start(ctx context.Context, s Spec) (Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := newConfig(s)
+	c := newConfig(s.withDevices())
 	if !s.Privileged && !group.LimitsDevices() {
 		noDev(c)
 	}
@@ -94,7 +94,7 @@ func (n *Native) group(s Spec) (*cgroup.Group, error) {
 	if parent == "" {
 		parent = DefaultCgroupParent
 	}
-	limits := cgroup.Limits{Memory: s.Resources.Memory, CPUs: s.Resources.CPUs, PIDs: s.Resources.PIDs, Devices: !s.Privileged}
+	limits := cgroup.Limits{Memory: s.Resources.Memory, CPUs: s.Resources.CPUs, PIDs: s.Resources.PIDs, Devices: !s.Privileged, Allow: s.rules()}
 	return n.cgroups.New(parent, s.ID, limits)
 }
 

@@ -84,7 +84,7 @@ func (o *OCI) Start(ctx context.Context, s Spec) (Process, error) {
 	call := &child.RuntimeCall{Path: path, Bundle: dir, State: filepath.Join(dir, "state"), ID: s.ID}
 	c := newConfig(s)
 	c.Run = call
-	before, after := splitMounts(s.Mounts)
+	before, after := splitMounts(s.withDevices().Mounts)
 	if s.Init {
 		exe := o.init
 		if exe == "" {

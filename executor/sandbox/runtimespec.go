@@ -81,6 +81,13 @@ func attributeOptions(options []string) []string {
 // against all, a runtime allows all.
 func resourcesOf(s Spec) *specs.LinuxResources {
 	r := &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: s.Privileged, Access: "rwm"}}}
+	for _, d := range s.rules() {
+		kind, major, minor := "c", int64(d.Major), int64(d.Minor)
+		if d.Block {
+			kind = "b"
+		}
+		r.Devices = append(r.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: kind, Major: &major, Minor: &minor, Access: d.Access})
+	}
 	if m := s.Resources.Memory; m > 0 {
 		swap := 2 * m // memory and as much swap, as Docker has it
 		r.Memory = &specs.LinuxMemory{Limit: &m, Swap: &swap}

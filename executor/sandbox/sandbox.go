@@ -60,6 +60,7 @@ type Spec struct {
 	// What it runs in.
 	Root         oci.Mount   // the root filesystem; Target is ignored
 	ReadOnly     bool        // the root is mounted read-only
+	Devices      []Device    // beside the standard ones
 	Mounts       []oci.Mount // on top of the standard ones (/proc, /sys, /dev …), in order
 	Hostname     string
 	NetNS        string // path of a network namespace; "" for a new, empty one (loopback only); Host for the caller's
@@ -71,6 +72,17 @@ type Spec struct {
 
 // Host as Spec.NetNS shares the caller's network.
 const Host = "host"
+
+// Device is a device node that the process may use.
+type Device struct {
+	Path         string // absolute, in the root
+	Mode         uint32 // type and permission bits, as in stat(2)
+	Major, Minor uint32
+	UID, GID     uint32
+	// Access is what the cgroup lets the process do with it, where there is one
+	// that holds it to that: some of "rwm", for read, write and mknod.
+	Access string
+}
 
 // User is who the process runs as.
 type User struct {

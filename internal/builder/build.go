@@ -10,10 +10,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/861fb494/build/executor"
+	"github.com/861fb494/build/executor/cdi"
 	"github.com/861fb494/build/executor/pick"
 	"github.com/861fb494/build/executor/source"
 	"github.com/861fb494/build/exporter"
@@ -45,9 +47,12 @@ type Request struct {
 
 	Secrets map[string]Secret
 	SSH     map[string]string // socket by id
-	Allow   []string          // entitlements
-	Memory  int64             // bytes a step; 0: no limit
-	CPUs    float64
+	Allow   []string          // entitlements: "network.host", "security.insecure", "device"
+	// AllowDevices are single devices that are allowed, by their names and by
+	// the aliases that the Dockerfile knows them under.
+	AllowDevices map[string]string
+	Memory       int64 // bytes a step; 0: no limit
+	CPUs         float64
 	// NoNewPrivileges is --security-opt no-new-privileges.
 	NoNewPrivileges bool
 
@@ -76,7 +81,7 @@ func (b *Builder) Build(ctx context.Context, r Request) (*Response, error) {
 	if r.Sink == nil {
 		r.Sink = progress.Discard
 	}
-	j := &job{Builder: b, Request: r}
+	j := &job{Builder: b, Request: r, devices: sync.OnceValue(func() *cdi.Registry { return cdi.Load(cdi.Dirs) })}
 	defer j.close()
 	err := j.run(ctx)
 	j.result.Warnings = j.warnings
@@ -110,6 +115,8 @@ type job struct {
 	file     *parser.File
 	lowered  []*dockerfile.Result // one a platform
 	graph    llb.Graph            // of all platforms; targets in their order
+
+	devices func() *cdi.Registry
 
 	result   Response
 	warnings []dockerfile.Warning
@@ -166,31 +173,6 @@ func (j *job) warn(list []dockerfile.Warning) {
 			j.Sink.Emit(Event(w))
 		}
 	}
-}
-
-// permitted refuses what needs an entitlement that was not given.
-func (j *job) permitted(context.Context) error {
-	var err error
-	j.graph.Walk(func(n *llb.Node) {
-		op, ok := n.Op.(llb.Exec)
-		if !ok || err != nil {
-			return
-		}
-		for _, need := range []struct {
-			is   bool
-			name string
-		}{
-			{op.Network == llb.NetworkHost && j.Frontend.Network != llb.NetworkHost, "network.host"},
-			{op.Security == llb.SecurityInsecure, "security.insecure"},
-			{len(op.Devices) > 0, "device"},
-		} {
-			if need.is && !slices.Contains(j.Allow, need.name) {
-				err = &solver.StepError{Node: n, Meta: j.graph.Meta[n.Digest], Err: fmt.Errorf("it needs %s, which was not allowed: add --allow %s", need.name, need.name)}
-				return
-			}
-		}
-	})
-	return err
 }
 
 // pin gives each source that has none its digest: contexts, URLs, repositories.
@@ -302,7 +284,7 @@ func (j *job) gitOptions() source.GitOptions {
 func (j *job) session() executor.Session {
 	return executor.Session{
 		Sources: j.from, Local: j.local, Fetcher: j.remote, Secret: func(_ context.Context, id string) ([]byte, error) { return j.readSecret(id) }, SSH: j.ssh,
-		Meta: j.graph.Meta, Progress: j.Sink, Memory: j.Memory, CPUs: j.CPUs,
+		Devices: j.devices, Meta: j.graph.Meta, Progress: j.Sink, Memory: j.Memory, CPUs: j.CPUs,
 		NoNewPrivileges: j.NoNewPrivileges,
 	}
 }

@@ -31,7 +31,8 @@ type Limits struct {
 	Memory  int64   // bytes
 	CPUs    float64 // time of so many cores
 	PIDs    int64
-	Devices bool // only the standard devices may be used; held in version 2 alone
+	Devices bool // only the standard devices may be used, and those of Allow; held in version 2 alone
+	Allow   []Device
 }
 
 // demanded lists the controllers that hold l.
@@ -115,7 +116,7 @@ func (t *Tree) make(g *Group, parent, id string, l Limits) error {
 		if err == nil {
 			g.v2 = dir
 			// Where BPF is not to be had the sandbox has another way.
-			g.devices = l.Devices && limitDevices(dir) == nil
+			g.devices = l.Devices && limitDevices(dir, l.Allow) == nil
 		} else if t.pure && len(demanded) > 0 {
 			return fmt.Errorf("limits of %s cannot be held: %w", strings.Join(demanded, ", "), err)
 		}

@@ -3,6 +3,7 @@ package cgroup
 import (
 	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 	"unsafe"
 
@@ -24,10 +25,23 @@ var deviceRules = []struct{ major, minor int32 }{ // minor -1: any
 	{136, -1},
 }
 
+// Device is a device that a group's processes may use beside those.
+type Device struct {
+	Block        bool // a block device, not a character device
+	Major, Minor uint32
+	Access       string // some of "rwm": read, write, mknod
+}
+
 // limitDevices attaches to the version 2 group dir the program that decides
 // about devices (bpf(2), BPF_PROG_TYPE_CGROUP_DEVICE). It goes with the group.
-func limitDevices(dir string) error {
+func limitDevices(dir string, more []Device) error {
 	prog, err := deviceProgram()
+	if len(more) > 0 {
+		// A program of this group's alone, which the attachment keeps.
+		if prog, err = loadProgram(deviceCode(more)); err == nil {
+			defer unix.Close(prog)
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -68,10 +82,10 @@ const (
 // deviceCode is the program: of the context (struct bpf_cgroup_dev_ctx) it
 // reads access_type, whose low half is the kind of device and whose high half
 // the access, major and minor.
-func deviceCode() []instruction {
+func deviceCode(more []Device) []instruction {
 	const (
 		kind, access, major, minor = 2, 3, 4, 5 // registers
-		block, char                = 1, 2       // BPF_DEVCG_DEV_*
+		char                       = 2          // BPF_DEVCG_DEV_CHAR
 		mknod                      = 1          // BPF_DEVCG_ACC_MKNOD
 	)
 	code := []instruction{
@@ -85,9 +99,14 @@ func deviceCode() []instruction {
 		{op: opJneImm, regs: access, off: 2, imm: mknod},
 		{op: opMoveImm, regs: 0, imm: 1},
 		{op: opExit},
-		// No block device may be opened.
-		{op: opJneImm, regs: kind, off: int16(4*len(deviceRules) - 1), imm: char},
 	}
+	for _, d := range more {
+		code = append(code, d.rule(kind, access, major, minor)...)
+	}
+	code = append(code,
+		// No other block device may be opened.
+		instruction{op: opJneImm, regs: kind, off: int16(4*len(deviceRules) - 1), imm: char},
+	)
 	for _, r := range deviceRules {
 		code = append(code, instruction{op: opJneImm, regs: major, off: 3, imm: r.major})
 		if r.minor < 0 {
@@ -100,9 +119,34 @@ func deviceCode() []instruction {
 	return append(code, instruction{op: opMoveImm, regs: 0, imm: 0}, instruction{op: opExit})
 }
 
-// deviceProgram loads the program, once.
-var deviceProgram = sync.OnceValues(func() (int, error) {
-	code := deviceCode()
+// rule allows what d says, given the registers of deviceCode.
+func (d Device) rule(kind, access, major, minor uint8) []instruction {
+	want := int32(2) // BPF_DEVCG_DEV_CHAR
+	if d.Block {
+		want = 1 // BPF_DEVCG_DEV_BLOCK
+	}
+	var denied int32
+	for i, letter := range "mrw" { // in the order of BPF_DEVCG_ACC_*'s bits
+		if !strings.ContainsRune(d.Access, letter) {
+			denied |= 1 << i
+		}
+	}
+	return []instruction{
+		{op: opJneImm, regs: kind, off: 7, imm: want},
+		{op: opJneImm, regs: major, off: 6, imm: int32(d.Major)},
+		{op: opJneImm, regs: minor, off: 5, imm: int32(d.Minor)},
+		{op: opMoveReg, regs: 0 | access<<4},
+		{op: opAndImm, regs: 0, imm: denied},
+		{op: opJneImm, regs: 0, off: 2},
+		{op: opMoveImm, regs: 0, imm: 1},
+		{op: opExit},
+	}
+}
+
+// deviceProgram loads the program for the standard devices, once.
+var deviceProgram = sync.OnceValues(func() (int, error) { return loadProgram(deviceCode(nil)) })
+
+func loadProgram(code []instruction) (int, error) {
 	license := []byte("Apache-2.0\x00")
 	attr := struct {
 		kind, count    uint32
@@ -124,4 +168,4 @@ var deviceProgram = sync.OnceValues(func() (int, error) {
 		return -1, fmt.Errorf("load device program: %w", errno)
 	}
 	return int(fd), nil
-})
+}

@@ -240,6 +240,8 @@ func (r *rootfs) mount(m Mount) error {
 	switch {
 	case m.Type == fileType:
 		fd, err = fileTree(m)
+	case m.Type == DeviceType:
+		fd, err = deviceTree(m)
 	case m.Type == "overlay":
 		fd, err = overlayTree(m)
 	case m.Type == "bind" || m.Type == "rbind" || m.Type == "" || isBind(m.Options):

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,36 +17,20 @@ const fileType = "file"
 
 // fileTree makes such a file and returns it as a mount of its own.
 func fileTree(m Mount) (int, error) {
-	var uid, gid int
-	mode := uint32(0o600)
-	a, options := splitOptions(m.Options)
-	for _, o := range options {
-		key, value, _ := strings.Cut(o, "=")
-		base := 10
-		if key == "mode" {
-			base = 8
-		}
-		n, err := strconv.ParseUint(value, base, 31)
-		if err != nil {
-			return -1, fmt.Errorf("mount file: option %q: %w", o, err)
-		}
-		switch key {
-		case "uid":
-			uid = int(n)
-		case "gid":
-			gid = int(n)
-		case "mode":
-			mode = uint32(n)
-		default:
-			return -1, fmt.Errorf("mount file: option %q is not known", o)
-		}
+	n, a, err := numbers(m.Options, "uid", "gid", "mode")
+	if err != nil {
+		return -1, fmt.Errorf("mount file: %w", err)
+	}
+	mode, ok := n["mode"]
+	if !ok {
+		mode = 0o600
 	}
 	memory, err := filesystemTree(Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=0700"}})
 	if err != nil {
 		return -1, err
 	}
 	defer unix.Close(memory)
-	if err := writeAt(memory, m.Data, uid, gid, mode); err != nil {
+	if err := writeAt(memory, m.Data, int(n["uid"]), int(n["gid"]), mode); err != nil {
 		return -1, fmt.Errorf("mount file: %w", err)
 	}
 	fd, err := subTree(memory, "file")
@@ -55,6 +40,66 @@ func fileTree(m Mount) (int, error) {
 	if err := setAttr(fd, a.set, a.clear, false); err != nil {
 		unix.Close(fd)
 		return -1, fmt.Errorf("mount file: %w", err)
+	}
+	return fd, nil
+}
+
+// numbers reads the options NAME=NUMBER of these names; a mode is in octal.
+// What else there is must be attributes of the mount.
+func numbers(options []string, names ...string) (map[string]uint32, attributes, error) {
+	a, rest := splitOptions(options)
+	out := map[string]uint32{}
+	for _, o := range rest {
+		key, value, _ := strings.Cut(o, "=")
+		if !slices.Contains(names, key) {
+			return nil, a, fmt.Errorf("option %q is not known", o)
+		}
+		base := 10
+		if key == "mode" {
+			base = 8
+		}
+		n, err := strconv.ParseUint(value, base, 31)
+		if err != nil {
+			return nil, a, fmt.Errorf("option %q: %w", o, err)
+		}
+		out[key] = uint32(n)
+	}
+	return out, a, nil
+}
+
+// DeviceType is the type of mounts that are a device node: its options are
+// "major=", "minor=", "uid=", "gid=" and "mode=" with the type of file, as in
+// stat(2). The node counts whatever the root's filesystem allows.
+const DeviceType = "device"
+
+func deviceTree(m Mount) (int, error) {
+	n, a, err := numbers(m.Options, "major", "minor", "uid", "gid", "mode")
+	if err != nil {
+		return -1, fmt.Errorf("make device: %w", err)
+	}
+	memory, err := filesystemTree(Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=0700"}})
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(memory)
+	err = unix.Mknodat(memory, "device", n["mode"], int(unix.Mkdev(n["major"], n["minor"])))
+	if err == nil {
+		err = unix.Fchownat(memory, "device", int(n["uid"]), int(n["gid"]), unix.AT_SYMLINK_NOFOLLOW)
+	}
+	if err == nil {
+		// mknod(2) heeds the umask.
+		err = unix.Fchmodat(memory, "device", n["mode"]&0o7777, 0)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("make device %d:%d: %w", n["major"], n["minor"], err)
+	}
+	fd, err := subTree(memory, "device")
+	if err != nil {
+		return -1, err
+	}
+	if err := setAttr(fd, a.set, a.clear, false); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("make device: %w", err)
 	}
 	return fd, nil
 }
