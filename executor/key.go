@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 
 	"github.com/zeebo/blake3"
@@ -53,7 +54,7 @@ func (w *Worker) Key(ctx context.Context, n *llb.Node, in []Result) (solver.Key,
 			if m.Input == 0 {
 				continue
 			}
-			d, err := w.selected(ctx, n, in[m.Input], pick.Selection{Sources: []string{mountSource(m)}, Owners: true})
+			d, err := w.selected(ctx, n, in[m.Input], pick.Selection{Sources: []string{mountSource(m)}, Owners: true, Xattrs: true})
 			if err != nil {
 				return k, fmt.Errorf("mount %s: %w", m.Target, err)
 			}
@@ -134,32 +135,38 @@ func (w *Worker) view(ctx context.Context, n *llb.Node, r Result) (*chainView, e
 	return &chainView{Tree: s.Tree, store: w.Store, layers: r.Layers}, nil
 }
 
-// digest is the content digest of the regular file e, as recorded with the
-// layer that has it.
+// digest is the content digest of the regular file e: as recorded with the layer
+// that has it, else of what is read.
 func (v *chainView) digest(_ context.Context, e tree.Entry) (oci.Digest, error) {
+	d, err := v.recorded(e.Path)
+	if err != nil || d != "" {
+		return d, err
+	}
+	f, err := v.Open(e.Path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	return copyHashed(io.Discard, f)
+}
+
+func (v *chainView) recorded(p string) (oci.Digest, error) {
 	if v.loaded == nil {
 		v.loaded = map[string]oci.Digest{}
 		for _, l := range v.layers { // upper layers overwrite lower ones
-			first := map[string]oci.Digest{}
 			for c, err := range v.store.Entries(l.ID) {
 				if err != nil {
 					return "", fmt.Errorf("read the entries of layer %s: %w", l.ID, err)
 				}
 				switch {
-				case c.HardLink != "":
-					v.loaded[c.Path] = first[c.HardLink]
-				case c.Digest != "":
+				case c.Removed:
+				case c.Digest == "" && c.HardLink != "": // which comes before it
+					v.loaded[c.Path] = v.loaded[c.HardLink]
+				default:
 					v.loaded[c.Path] = c.Digest
-					if c.Nlink > 1 {
-						first[c.Path] = c.Digest
-					}
 				}
 			}
 		}
 	}
-	d, ok := v.loaded[e.Path]
-	if !ok || d == "" {
-		return "", fmt.Errorf("no layer has recorded the digest of %s", e.Path)
-	}
-	return d, nil
+	return v.loaded[p], nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 type pull struct {
 	step    progress.Step
 	waiters int
+	err     error // the first
 }
 
 // unpackers is how many layers are fetched and unpacked at once.
@@ -74,18 +76,10 @@ func (w *Worker) fetch(ctx context.Context, _ *llb.Node, layers []oci.Layer) err
 	// A layer with a hard link to a file of a lower one, or without the parents
 	// of its files, can only be unpacked upon it. Docker makes none, other tools
 	// do.
-	for range linked {
-		i := linked[0]
-		for _, k := range linked {
-			i = min(i, k)
-		}
+	slices.Sort(linked)
+	for _, i := range linked {
 		if err := w.fetchLayer(ctx, layers[i], layers[:i]); err != nil {
 			return err
-		}
-		for k := range linked {
-			if linked[k] == i {
-				linked[k] = len(layers)
-			}
 		}
 	}
 	return nil
@@ -144,9 +138,12 @@ func (w *Worker) endPull(origin string, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	p := w.pulls[origin]
+	if p.err == nil && !errors.Is(err, layer.ErrLowerLink) { // which is not its end
+		p.err = err
+	}
 	if p.waiters--; p.waiters == 0 {
 		delete(w.pulls, origin)
-		w.Progress.Emit(progress.Done{Step: p.step, Err: err, Time: time.Now()})
+		w.Progress.Emit(progress.Done{Step: p.step, Err: p.err, Time: time.Now()})
 	}
 }
 

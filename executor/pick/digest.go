@@ -22,6 +22,7 @@ type Selection struct {
 	Parents   bool // sources as COPY --parents reads them
 	Excludes  []string
 	Owners    bool // owners count; not so for a context, whose files become root's
+	Xattrs    bool // all extended attributes count, as for a mount; not so for a copy
 }
 
 // Source is one source of a COPY, made ready.
@@ -63,6 +64,7 @@ func (s Selection) Prepare() ([]Source, error) {
 		if err != nil {
 			return nil, err
 		}
+		f.xattrs = s.Xattrs
 		out[i].Path, out[i].Filter = src, f
 	}
 	return out, nil
@@ -90,7 +92,7 @@ func (s Source) Find(ctx context.Context, t Tree, wildcards bool) ([]Match, erro
 // Digest hashes what s selects of t: names, types, modes, links, capabilities,
 // contents; not times. content gives the digest of a regular file.
 func Digest(ctx context.Context, t Tree, s Selection, content func(context.Context, tree.Entry) (oci.Digest, error)) (oci.Digest, error) {
-	h := hasher{h: blake3.New()}
+	h := NewHasher(s.Owners)
 	sources, err := s.Prepare()
 	if err != nil {
 		return "", err
@@ -100,11 +102,9 @@ func Digest(ctx context.Context, t Tree, s Selection, content func(context.Conte
 		if err != nil {
 			return "", err
 		}
-		h.number(uint64(len(matches)))
+		h.Source(len(matches))
 		for _, m := range matches {
-			if !m.Dir {
-				h.text(path.Base(m.Name))
-			}
+			h.Begin(m)
 			err := Walk(ctx, t, m, src.Filter, func(it Item) error {
 				var d oci.Digest
 				if it.Entry.Type() == unix.S_IFREG && !it.Linked {
@@ -113,16 +113,16 @@ func Digest(ctx context.Context, t Tree, s Selection, content func(context.Conte
 						return err
 					}
 				}
-				h.item(it, d, s.Owners)
+				h.Item(it, d)
 				return nil
 			})
 			if err != nil {
 				return "", err
 			}
-			h.text("end")
+			h.End()
 		}
 	}
-	return h.sum(), nil
+	return h.Sum(), nil
 }
 
 type hasher struct{ h *blake3.Hasher }

@@ -155,6 +155,7 @@ func expand(ctx context.Context, t Tree, base, pattern string) ([]string, error)
 // Filter says what below a match is taken. The zero value takes all.
 type Filter struct {
 	include, exclude *patternmatcher.PatternMatcher
+	xattrs           bool // see Selection
 }
 
 // NewFilter makes a filter of patterns in .dockerignore's syntax, relative to
@@ -236,7 +237,7 @@ func (w *walker) walk(ctx context.Context, p, rel string, up matchInfo) error {
 	for k := range e.Xattrs {
 		// Of extended attributes only file capabilities are part of what is
 		// copied, as in BuildKit's context transfer and its layers.
-		if k != "security.capability" {
+		if !w.f.xattrs && k != "security.capability" {
 			delete(e.Xattrs, k)
 		}
 	}

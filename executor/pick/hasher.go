@@ -1,0 +1,42 @@
+package pick
+
+import (
+	"path"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/861fb494/build/internal/oci"
+)
+
+// Hasher is a Digest in the making, for who walks over a selection anyway and
+// learns contents on the way: for each source Source, and for each of its
+// matches Begin, its Items, and End.
+type Hasher struct {
+	hasher
+	owners bool
+}
+
+// NewHasher begins the digest of a Selection with those Owners.
+func NewHasher(owners bool) *Hasher {
+	return &Hasher{hasher: hasher{h: blake3.New()}, owners: owners}
+}
+
+// Source begins a source with so many matches.
+func (h *Hasher) Source(matches int) { h.number(uint64(matches)) }
+
+// Begin begins a match.
+func (h *Hasher) Begin(m Match) {
+	if !m.Dir {
+		h.text(path.Base(m.Name))
+	}
+}
+
+// Item adds what is taken; content is the digest of a regular file's bytes, ""
+// where it is a link to an item before it.
+func (h *Hasher) Item(it Item, content oci.Digest) { h.item(it, content, h.owners) }
+
+// End ends a match.
+func (h *Hasher) End() { h.text("end") }
+
+// Sum is the digest of what was added.
+func (h *Hasher) Sum() oci.Digest { return h.sum() }
