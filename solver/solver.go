@@ -42,6 +42,14 @@ type Worker[R any] interface {
 	Run(ctx context.Context, n *llb.Node, in []R) (R, error)
 }
 
+// Importer is a Worker that knows of further results, of caches which its build
+// may use and others may not. They are asked for what the Solver's own cache
+// does not have, and what they have is recorded in it.
+type Importer[R any] interface {
+	// Import returns the result under k, or any error where there is none.
+	Import(ctx context.Context, k Key) (R, error)
+}
+
 // Cache holds results across builds and processes. Its methods are called
 // concurrently.
 type Cache[R any] interface {

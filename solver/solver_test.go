@@ -513,3 +513,61 @@ func randomGraph(rnd *rand.Rand) llb.Graph {
 	}
 	return g
 }
+
+// importing is a worker with results from elsewhere.
+type importing struct {
+	*worker
+	have map[oci.Digest]string
+	mu   sync.Mutex
+	asks []string
+}
+
+func (w *importing) Import(_ context.Context, k Key) (string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.asks = append(w.asks, string(k.Digest))
+	if r, ok := w.have[k.Digest]; ok {
+		return r, nil
+	}
+	return "", errBroken
+}
+
+func TestImport(t *testing.T) {
+	base := source("base")
+	mid := run("mid", base)
+	top := run("top", mid)
+	for _, tt := range []struct {
+		name string
+		have map[oci.Digest]string
+		o    SolveOptions
+		runs map[string]int
+		want string
+	}{
+		{"by the node's own digest", map[oci.Digest]string{top.Digest: "far"}, SolveOptions{}, map[string]int{}, "far"},
+		{"by content", map[oci.Digest]string{contentKey(mid, []string{"base()"}).Digest: "far"}, SolveOptions{}, map[string]int{"base": 1, "top": 1}, "top(far)"},
+		{"nothing", nil, SolveOptions{}, map[string]int{"base": 1, "mid": 1, "top": 1}, "top(mid(base()))"},
+		{"without the cache", map[oci.Digest]string{top.Digest: "far"}, SolveOptions{NoCache: true}, map[string]int{"base": 1, "mid": 1, "top": 1}, "top(mid(base()))"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newStore()
+			s := newSolver(t, c, 0)
+			w := &importing{worker: newWorker(), have: tt.have}
+			if got := mustSolve(t, s, graph(top), w, tt.o); got[0] != tt.want {
+				t.Errorf("Solve = %q, want %q", got[0], tt.want)
+			}
+			checkRuns(t, w.worker, tt.runs)
+			if tt.o.NoCache && len(w.asks) > 0 {
+				t.Errorf("asked for %q though the cache is not to be used", w.asks)
+			}
+			// What was imported is here now: another build asks nobody.
+			later := &importing{worker: newWorker()}
+			if got := mustSolve(t, s, graph(top), later, SolveOptions{}); got[0] != tt.want {
+				t.Errorf("second Solve = %q, want %q", got[0], tt.want)
+			}
+			checkRuns(t, later.worker, map[string]int{})
+			if len(later.asks) > 0 {
+				t.Errorf("second Solve asked for %q", later.asks)
+			}
+		})
+	}
+}

@@ -26,7 +26,7 @@ func (s *step[R]) resolve() (R, error) {
 	own := Key{Digest: s.node.Digest}
 	var why string
 	if !s.noCache() && !s.dirty[s.node.Digest] {
-		r, err := s.solver.cache.Get(s.ctx, own)
+		r, err := s.get(own)
 		if err == nil {
 			s.start()
 			s.end(true, nil)
@@ -76,7 +76,7 @@ func (s *step[R]) byContent(in []R, why string) (r R, cached bool, err error) {
 	if s.noCache() {
 		why = "the cache is not used for this step"
 	} else {
-		r, err = s.solver.cache.Get(s.ctx, key)
+		r, err = s.get(key)
 		if err == nil {
 			return r, true, nil
 		}
@@ -88,6 +88,22 @@ func (s *step[R]) byContent(in []R, why string) (r R, cached bool, err error) {
 		}
 	}
 	return s.fly(key, in, why)
+}
+
+// get looks for k in the Solver's cache, and then in those of the build. The
+// error is the former's: its reason is about this machine.
+func (s *step[R]) get(k Key) (R, error) {
+	r, err := s.solver.cache.Get(s.ctx, k)
+	from, ok := s.worker.(Importer[R])
+	if err == nil || !ok || s.ctx.Err() != nil {
+		return r, err
+	}
+	found, ierr := from.Import(s.ctx, k)
+	if ierr != nil {
+		return r, err
+	}
+	s.warn(s.solver.cache.Put(s.ctx, k, found))
+	return found, nil
 }
 
 // isMiss reports whether a Get that failed found nothing. Any other error but

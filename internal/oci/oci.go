@@ -69,10 +69,14 @@ type Layer struct {
 	TarSize int64 `json:"tarSize,omitempty"`
 	// Blob is the compressed form that a registry has, of a pulled layer.
 	Blob *Descriptor `json:"blob,omitempty"`
-	// Origin is the image reference that Blob can be fetched from.
+	// Origin is the image reference that Blob can be fetched from, or the URL
+	// of a build cache that is in no registry, "cache+s3://…".
 	Origin string `json:"origin,omitempty"`
 	// Created is when the layer's step ended; the zero time of a pulled one.
 	Created time.Time `json:"created,omitzero"`
+	// Imported is set on a layer that a build cache has named, which is no base
+	// image's: where its bytes are not to be had, the step runs again.
+	Imported bool `json:"imported,omitempty"`
 
 	// Tar opens the uncompressed tar, always the same bytes. It is set on
 	// layers that are handed to an exporter, and safe for concurrent calls.
