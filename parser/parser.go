@@ -59,7 +59,8 @@ type Global struct {
 	Arg  *instructions.ArgCommand // nil: File begins
 }
 
-// Parse reads a Dockerfile; name is what messages call it. Errors are *Error.
+// Parse reads a Dockerfile; name is what messages call it. Errors are *Error;
+// the file has its Sources even then.
 //
 // The grammar is that of https://docs.docker.com/reference/dockerfile/. Where
 // the file asks for another front end than docker/dockerfile, that is an error.
@@ -74,16 +75,14 @@ func ParseIncluding(name string, data []byte, read Reader) (*File, error) {
 	r := &reading{File: f, read: read, taken: map[string]bool{}}
 	s, nodes, err := r.source(name, data)
 	if err != nil {
-		return nil, err
+		return f, err
 	}
 	f.Check, _, _, _ = parser.ParseDirective("check", data)
 	if f.entries, err = r.expand(place{source: s, path: []string{name}}, nodes); err != nil {
-		return nil, err
+		return f, err
 	}
-	if _, _, err := f.Instructions(nil); err != nil {
-		return nil, err
-	}
-	return f, nil
+	_, _, err = f.Instructions(nil)
+	return f, err
 }
 
 // Instructions returns the stages and the ARGs before the first FROM. Each call

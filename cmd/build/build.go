@@ -29,7 +29,7 @@ type frontendOptions struct {
 	Labels    map[string]string
 	Contexts  map[string]string // name, as in FROM, to directory, URL or "docker-image://…"
 	Platforms []oci.Platform    // empty: this machine's
-	Call      string            // "build", or "check": only look for mistakes
+	Call      callOption
 }
 
 // cacheOptions say what of earlier builds may serve.

@@ -24,6 +24,7 @@ type buildFlags struct {
 	cpus    string
 	level   int
 	check   bool
+	call    string
 	quiet   bool
 
 	provenance, sbom string
@@ -45,7 +46,7 @@ func (f *buildFlags) declare(set *pflag.FlagSet) {
 	list("label", "", "label of the image, as `NAME=VALUE`")
 	list("build-context", "", "further context, as `NAME=VALUE`")
 	list("platform", "", "`platform` to build for, such as linux/arm64; several with commas")
-	set.StringVar(&o.Frontend.Call, "call", "build", "what to do: build, or check for mistakes")
+	set.StringVar(&f.call, "call", "build", "`what` to do: build, check for mistakes, or list outline (parameters) or targets;\nfor programs with ,format=json")
 	set.BoolVar(&f.check, "check", false, "look for mistakes and build nothing; --call=check")
 
 	set.BoolVar(&o.Cache.Pull, "pull", false, "ask the registry for newer base images")
@@ -128,27 +129,23 @@ func (f *buildFlags) unsupported(*buildOptions) error {
 
 // words checks the flags whose values are one of a few.
 func (f *buildFlags) words(o *buildOptions) error {
+	var err error
+	if o.Frontend.Call, err = parseCall(f.call); err != nil {
+		return err
+	}
 	if f.check {
-		if f.set.Changed("call") && o.Frontend.Call != "check" {
-			return fmt.Errorf("--check and --call=%s exclude each other", o.Frontend.Call)
+		if f.set.Changed("call") && o.Frontend.Call.Name != "check" {
+			return fmt.Errorf("--check and --call=%s exclude each other", f.call)
 		}
-		o.Frontend.Call = "check"
+		o.Frontend.Call.Name = "check"
 	}
 	if v := os.Getenv("BUILDKIT_PROGRESS"); v != "" && !f.set.Changed("progress") {
 		o.Progress = v
-	}
-	// What buildx calls lint was check's first name.
-	if o.Frontend.Call == "lint" {
-		o.Frontend.Call = "check"
-	}
-	if o.Frontend.Call == "outline" || o.Frontend.Call == "targets" {
-		return fmt.Errorf("--call=%s is not supported yet", o.Frontend.Call)
 	}
 	for _, w := range []struct {
 		flag, value string
 		words       []string
 	}{
-		{"call", o.Frontend.Call, []string{"build", "check"}},
 		{"network", o.Steps.Network, []string{"default", "none", "host"}},
 		{"progress", o.Progress, []string{"auto", "plain", "tty", "quiet", "rawjson"}},
 		{"storage-driver", o.Driver, []string{"auto", "overlay", "plain"}},

@@ -12,7 +12,6 @@ import (
 	"github.com/861fb494/build/exporter"
 	"github.com/861fb494/build/internal/builder"
 	"github.com/861fb494/build/internal/oci"
-	"github.com/861fb494/build/internal/progress"
 	"github.com/861fb494/build/internal/progress/display"
 	"github.com/861fb494/build/llb/dockerfile"
 )
@@ -43,8 +42,8 @@ func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	if request.Check {
-		return runCheck(ctx, g, b, request)
+	if request.Call != "" {
+		return runCall(ctx, g, b, request, o.Frontend.Call)
 	}
 	var show display.Display = display.Quiet()
 	if f, ok := g.stderr.(*os.File); ok {
@@ -78,31 +77,6 @@ func failed(w io.Writer, show display.Display, err error) error {
 	return exitStatus(exitFailure)
 }
 
-// runCheck prints what the linter finds; findings are a failure.
-func runCheck(ctx context.Context, g *globals, b *builder.Builder, r builder.Request) error {
-	res, err := b.Build(ctx, r)
-	var list []progress.Warning
-	for _, w := range res.Warnings {
-		list = append(list, builder.Event(w))
-	}
-	if perr := display.PrintWarnings(g.stdout, list); err == nil && perr != nil {
-		err = perr
-	}
-	if err != nil {
-		return failed(g.stderr, display.Quiet(), err)
-	}
-	if len(list) == 0 {
-		fmt.Fprintln(g.stdout, "Check complete, no warnings found.")
-		return nil
-	}
-	if len(list) == 1 {
-		fmt.Fprintln(g.stdout, "Check complete, 1 warning has been found!")
-	} else {
-		fmt.Fprintf(g.stdout, "Check complete, %d warnings have been found!\n", len(list))
-	}
-	return exitStatus(exitFailure)
-}
-
 // request is the builder's form of what the command line says.
 func (o buildOptions) request(g *globals) (builder.Request, error) {
 	r := builder.Request{
@@ -114,7 +88,7 @@ func (o buildOptions) request(g *globals) (builder.Request, error) {
 			CgroupParent: o.Steps.CgroupParent,
 		},
 		Platforms: o.Frontend.Platforms,
-		Check:     o.Frontend.Call == "check",
+		Call:      o.Frontend.Call.Name,
 		Pull:      o.Cache.Pull, NoCache: o.Cache.NoCache,
 		Tags: o.Output.Tags, Annotations: o.Output.Annotations,
 		Seal: o.Output.Quiet || o.Output.IIDFile != "", Squash: o.Output.Squash,

@@ -48,8 +48,13 @@ func TestBuildOptions(t *testing.T) {
 		{"platforms", []string{"--platform", "linux/amd64,linux/arm64/v8", "--platform", "arm64", "--platform=linux/arm"}, func(o *buildOptions) {
 			o.Frontend.Platforms = []oci.Platform{{OS: "linux", Architecture: "amd64"}, {OS: "linux", Architecture: "arm64"}, {OS: "linux", Architecture: "arm", Variant: "v7"}}
 		}},
-		{"check", []string{"--check"}, func(o *buildOptions) { o.Frontend.Call = "check" }},
-		{"call lint", []string{"--call=lint"}, func(o *buildOptions) { o.Frontend.Call = "check" }},
+		{"check", []string{"--check"}, func(o *buildOptions) { o.Frontend.Call = callOption{Name: "check"} }},
+		{"call lint", []string{"--call=lint"}, func(o *buildOptions) { o.Frontend.Call = callOption{Name: "check"} }},
+		{"call for programs", []string{"--check", "--call=check,format=json,ignorestatus=true"}, func(o *buildOptions) {
+			o.Frontend.Call = callOption{Name: "check", JSON: true, IgnoreStatus: true}
+		}},
+		{"call outline", []string{"--call=outline,format=text"}, func(o *buildOptions) { o.Frontend.Call = callOption{Name: "outline"} }},
+		{"call build", []string{"--call=build,format=json"}, func(o *buildOptions) { o.Frontend.Call = callOption{} }},
 		{"cache", []string{"--pull", "--no-cache", "--no-cache-filter", "a,b"}, func(o *buildOptions) {
 			o.Cache = cacheOptions{Pull: true, NoCache: true, NoCacheStages: []string{"a", "b"}}
 		}},
@@ -91,7 +96,7 @@ func TestBuildOptions(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			want := buildOptions{
 				Context:  ".",
-				Frontend: frontendOptions{Call: "build", Args: map[string]string{}, Labels: map[string]string{}, Contexts: map[string]string{}},
+				Frontend: frontendOptions{Args: map[string]string{}, Labels: map[string]string{}, Contexts: map[string]string{}},
 				Steps:    stepOptions{Network: "default"},
 				Output:   outputOptions{Annotations: map[string]string{}},
 				Progress: "auto",
@@ -126,7 +131,8 @@ func TestBuildOptionErrors(t *testing.T) {
 		{"--platform beos", `--platform: platform "beos": want OS/ARCH`},
 		{"--platform linux/amd64/v1/x", "want OS/ARCH"},
 		{"--platform linux/arm64,", "want OS/ARCH"},
-		{"--call outline", "not supported yet"},
+		{"--call targets,format=yaml", "want json or text"},
+		{"--call targets,x", `"x" is not known`},
 		{"--call what", "want one of build, check"},
 		{"--check --call=build", "exclude each other"},
 		{"--cache-from type=gha", "--cache-from is not supported yet"},

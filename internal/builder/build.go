@@ -35,8 +35,8 @@ type Request struct {
 	Frontend  dockerfile.Options
 	Platforms []oci.Platform // empty: this machine's
 
-	Check   bool // look for mistakes, build nothing
-	Pull    bool // ask the registry what tags are
+	Call    string // CallCheck, CallOutline or CallTargets: tell that, build nothing
+	Pull    bool   // ask the registry what tags are
 	NoCache bool
 
 	Tags        []oci.Reference
@@ -59,6 +59,13 @@ type Request struct {
 	Sink progress.Sink
 }
 
+// Calls: what is told of a Dockerfile instead of building it.
+const (
+	CallCheck   = "check"   // what the linter finds: Response.Warnings
+	CallOutline = "outline" // the target's parameters: Response.Outline
+	CallTargets = "targets" // the stages: Response.Targets
+)
+
 // Secret is where a secret is read when a step asks for it.
 type Secret struct{ File, Env string } // one of them
 
@@ -72,7 +79,10 @@ type Response struct {
 	Sealed     bool
 	Images     []oci.PlatformImage
 	Warnings   []dockerfile.Warning
-	Steps, Ran int // of the graph; of those, how many were not cached
+	Outline    dockerfile.Outline
+	Targets    dockerfile.Targets
+	Dockerfile *parser.File // nil if it was not found
+	Steps, Ran int          // of the graph; of those, how many were not cached
 }
 
 // Build runs one build. The response is never nil: what is known of a build that
@@ -96,7 +106,7 @@ func (j *job) run(ctx context.Context) error {
 		if err := phase(ctx); err != nil {
 			return err
 		}
-		if j.Check && j.lowered != nil {
+		if j.Call != "" && j.file != nil {
 			return nil
 		}
 	}
@@ -131,7 +141,12 @@ func (j *job) close() {
 // lower reads the Dockerfile into the graph, once for each platform.
 func (j *job) lower(ctx context.Context) error {
 	var err error
+	defer func() { j.result.Dockerfile = j.file }()
 	if j.file, err = parser.ParseIncluding(j.contexts.dockerfileName, j.contexts.dockerfile, j.include); err != nil {
+		return err
+	}
+	if j.Call == CallTargets {
+		j.result.Targets, err = dockerfile.ListTargets(j.file)
 		return err
 	}
 	platforms := j.Platforms
@@ -142,7 +157,7 @@ func (j *job) lower(ctx context.Context) error {
 	o.MultiPlatform = len(platforms) > 1
 	o.Ignore = j.contexts.ignore
 	o.NoCache = j.NoCache
-	o.AllStages = j.Check
+	o.AllStages = j.Call == CallCheck && o.Target == ""
 	if j.remote, err = j.newRemote(j.Pull, j.Sink); err != nil {
 		return err
 	}
@@ -154,6 +169,7 @@ func (j *job) lower(ctx context.Context) error {
 			return err
 		}
 		j.lowered = append(j.lowered, res)
+		j.result.Outline = j.lowered[0].Outline
 		j.graph.Targets = append(j.graph.Targets, res.Graph.Targets...)
 		for d, m := range res.Graph.Meta {
 			j.graph.Join(d, m)
@@ -169,7 +185,7 @@ func (j *job) warn(list []dockerfile.Warning) {
 			continue
 		}
 		j.warnings = append(j.warnings, w)
-		if !j.Check {
+		if j.Call == "" {
 			j.Sink.Emit(Event(w))
 		}
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/internal/progress"
+	"github.com/861fb494/build/llb"
 	"github.com/861fb494/build/llb/dockerfile"
 	"github.com/861fb494/build/parser"
 	"github.com/861fb494/build/solver"
@@ -13,10 +14,11 @@ import (
 
 // BuildError is a build's failure with what a person needs to find its place.
 type BuildError struct {
-	Step     oci.Digest // of the step that failed; empty if it was none
-	Name     string     // of the step: "[2/3] RUN make"
-	Position string     // "Dockerfile:7"; may be empty
-	Excerpt  string     // the lines there, numbered
+	Step     oci.Digest   // of the step that failed; empty if it was none
+	Name     string       // of the step: "[2/3] RUN make"
+	Position string       // "Dockerfile:7"; may be empty
+	Place    llb.Position // the same; Line 0: none
+	Excerpt  string       // the lines there, numbered
 	Err      error
 }
 
@@ -40,6 +42,7 @@ func (j *job) locate(err error) error {
 	var placed *parser.Error
 	if errors.As(err, &placed) {
 		b := &BuildError{Excerpt: placed.Source, Err: placed.Err}
+		b.Place = llb.Position{File: placed.File, Line: placed.Line, Until: placed.Until}
 		if placed.Line > 0 {
 			b.Position = fmt.Sprintf("%s:%d", placed.File, placed.Line)
 		} else {
@@ -52,7 +55,7 @@ func (j *job) locate(err error) error {
 		b := &BuildError{Step: step.Node.Digest, Name: step.Meta.Name, Err: step.Err}
 		if len(step.Meta.Positions) > 0 {
 			p := step.Meta.Positions[0]
-			b.Position, b.Excerpt = p.String(), j.file.Excerpt(p.File, p.Line, p.Until)
+			b.Place, b.Position, b.Excerpt = p, p.String(), j.file.Excerpt(p.File, p.Line, p.Until)
 		}
 		return b
 	}

@@ -135,6 +135,7 @@ func (x *step) arg(s state, c *instructions.ArgCommand) (state, error) {
 	args := x.argsFor(s)
 	for _, a := range c.Args {
 		x.checkSecret("ARG", a.Key)
+		inherited := false
 		if v, ok := args[a.Key]; ok {
 			a.Value = &v
 		} else if a.Value != nil {
@@ -144,8 +145,9 @@ func (x *step) arg(s state, c *instructions.ArgCommand) (state, error) {
 			}
 			a.Value = &v
 		} else if v, ok := x.scopes[x.stage.File].globals.Get(a.Key); ok {
-			a.Value = &v
+			a.Value, inherited = &v, true
 		}
+		x.stage.uses.arg(x.argument(a, a.ValueString(), x.Location()), inherited)
 		word := a.Key
 		if a.Value != nil {
 			if !slices.Contains(noEnvArgs, a.Key) {

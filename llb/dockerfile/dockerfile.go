@@ -77,6 +77,7 @@ type Result struct {
 	Platform oci.Platform
 	Epoch    *time.Time // SOURCE_DATE_EPOCH
 	Warnings []Warning
+	Outline  Outline
 }
 
 // Warning is what a rule of the linter found.
@@ -109,6 +110,7 @@ func Lower(ctx context.Context, f *parser.File, b Bases, o Options) (*Result, er
 	r.Graph = l.graph
 	r.Graph.Targets = []*llb.Node{l.target.state.root}
 	r.Image, r.Platform, r.Epoch = l.target.state.image, *l.target.platform, l.epoch
+	r.Outline = l.outline()
 	return r, nil
 }
 

@@ -11,15 +11,16 @@ import (
 
 // scope is what ARGs mean in one file that brings stages.
 type scope struct {
-	args     map[string]string // build arguments, and over them the values that INCLUDE hands over
-	globals  env               // the ARGs before its first FROM
-	declared map[string]bool   // their names
+	args    map[string]string // build arguments, and over them the values that INCLUDE hands over
+	globals env               // the ARGs before its first FROM
+	// arguments are these ARGs by name.
+	arguments map[string]argument
 }
 
 // evaluate works out the ARGs before the first FROM of each file, given build
 // arguments. Files do not see each other's.
 func (l *lowering) evaluate(predefined env, globals []parser.Global, args map[string]string) (map[*parser.Include]*scope, error) {
-	scopes := map[*parser.Include]*scope{nil: {args: args, globals: predefined, declared: map[string]bool{}}}
+	scopes := map[*parser.Include]*scope{nil: {args: args, globals: predefined, arguments: map[string]argument{}}}
 	for _, g := range globals {
 		if g.Arg == nil {
 			outer := scopes[g.File.Outer].globals
@@ -30,21 +31,30 @@ func (l *lowering) evaluate(predefined env, globals []parser.Global, args map[st
 			if err != nil {
 				return nil, l.file.Error(err, g.File.At)
 			}
-			scopes[g.File] = &scope{args: given, globals: predefined, declared: map[string]bool{}}
+			scopes[g.File] = &scope{args: given, globals: predefined, arguments: map[string]argument{}}
 			continue
 		}
 		c := scopes[g.File]
 		for _, kv := range g.Arg.Args {
-			c.declared[kv.Key] = true
-			if v, ok := c.args[kv.Key]; ok {
-				c.globals = c.globals.set(kv.Key, v)
-			} else if kv.Value != nil {
-				v, _, err := l.lex.ProcessWord(*kv.Value, c.globals)
+			v, set := c.args[kv.Key]
+			var needs map[string]struct{}
+			if !set && kv.Value != nil {
+				word, err := l.lex.ProcessWordWithMatches(*kv.Value, c.globals)
 				if err != nil {
 					return nil, l.file.Error(err, g.Arg.Location())
 				}
+				v, set, needs = word.Result, true, word.Matched
+			}
+			if set {
 				c.globals = c.globals.set(kv.Key, v)
 			}
+			a := l.argument(kv, v, g.Arg.Location())
+			if _, again := needs[kv.Key]; again { // ARG A=${A}x: what the first needed, this needs
+				delete(needs, kv.Key)
+				maps.Copy(needs, c.arguments[kv.Key].needs)
+			}
+			a.needs = needs
+			c.arguments[kv.Key] = a
 		}
 	}
 	return scopes, nil

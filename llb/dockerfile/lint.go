@@ -107,7 +107,7 @@ func (l *lowering) checkDefaultBases(stages []parser.Stage, predefined env, glob
 
 // checkFromArgs wants the variables of a FROM to be declared.
 func (c *scope) checkFromArgs(lint *linter.Linter, unmatched map[string]struct{}, at []parser.Range) {
-	known := append(c.globals.Keys(), slices.Sorted(maps.Keys(c.declared))...)
+	known := append(c.globals.Keys(), slices.Sorted(maps.Keys(c.arguments))...)
 	for _, name := range slices.Sorted(maps.Keys(unmatched)) {
 		if slices.Contains(known, name) {
 			continue

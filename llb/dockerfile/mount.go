@@ -1,6 +1,7 @@
 package dockerfile
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path"
@@ -41,6 +42,7 @@ func (x *step) mounts(s state, c *instructions.RunCommand, op llb.Exec, inputs [
 		if err != nil {
 			return op, nil, err
 		}
+		x.mount(m, cmp.Or(out.ID, out.CacheID))
 		if out.Type == llb.MountCache {
 			if ns := x.args["BUILDKIT_CACHE_MOUNT_NS"]; ns != "" {
 				out.CacheID = ns + "/" + out.CacheID

@@ -39,6 +39,7 @@ type stage struct {
 	state     state
 
 	total, count int // of its numbered steps; those named so far
+	uses         uses
 }
 
 // instruction is an instruction and the stages that it reads from: one for COPY
@@ -80,7 +81,7 @@ func (l *lowering) collect(parsed []parser.Stage) error {
 			}
 		}
 		if s.context != "" {
-			s.replaced, s.base = true, nil
+			s.replaced, s.base, s.uses = true, nil, uses{}
 		} else {
 			s.setTotal()
 			s.noCache = l.skipsCache(s.Name)
@@ -136,6 +137,7 @@ func (l *lowering) expandFrom(s *stage) error {
 		return fmt.Errorf("base name (%s) should not be blank", s.BaseName)
 	}
 	s.BaseName = name.Result
+	s.uses.global(name.Matched)
 	if s.Platform == "" {
 		return nil
 	}
@@ -150,6 +152,7 @@ func (l *lowering) expandFrom(s *stage) error {
 		err = fmt.Errorf("empty platform value from expression %s", s.Platform)
 		return suggestAny(err, p.Unmatched, in.globals.Keys())
 	}
+	s.uses.global(p.Matched)
 	parsed, err := platforms.Parse(p.Result)
 	if err != nil {
 		return suggestAny(fmt.Errorf("--platform=%s: %w", s.Platform, err), p.Unmatched, in.globals.Keys())
