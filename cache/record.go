@@ -31,6 +31,8 @@ type Record struct {
 type Part struct {
 	Name  string `json:"name"`
 	Value string `json:"value"`
+	// Info: the part is in another one of the key; it is here to be told apart.
+	Info bool `json:"info,omitempty"`
 }
 
 // ErrExpired is the error for a record that was only good until a time that has
@@ -134,16 +136,28 @@ func (s *Store) PutStep(r Record) error {
 	if r.Place == "" {
 		return nil
 	}
-	return s.writeRecord(s.placePath(r.Place), place{Place: r.Place, Key: r.Key})
+	return s.PutPlace(r.Place, r)
 }
 
+// PutPlace makes r the last record of a further place.
+func (s *Store) PutPlace(of string, r Record) error {
+	if r.Created.IsZero() {
+		r.Created = s.now().UTC()
+	}
+	return s.writeRecord(s.placePath(of), place{Place: of, Key: r.Key, Parts: r.Parts, Created: r.Created})
+}
+
+// place is what is remembered of the step recorded last at a place: enough to
+// compare the next one with, also when the record is gone.
 type place struct {
-	Place string     `json:"place"`
-	Key   oci.Digest `json:"key"`
+	Place   string     `json:"place"`
+	Key     oci.Digest `json:"key"`
+	Parts   []Part     `json:"parts"`
+	Created time.Time  `json:"created"`
 }
 
-// Last is the record written last for a place, whether or not its layers are
-// still here. None is an fs.ErrNotExist.
+// Last is key and ingredients of the step recorded last at a place; the record
+// itself may be gone. None is an fs.ErrNotExist.
 func (s *Store) Last(of string) (*Record, error) {
 	var p place
 	if err := readRecord(s.placePath(of), &p); err != nil {
@@ -152,11 +166,7 @@ func (s *Store) Last(of string) (*Record, error) {
 	if p.Place != of {
 		return nil, fs.ErrNotExist
 	}
-	var r Record
-	if err := readRecord(s.stepPath(p.Key), &r); err != nil {
-		return nil, err
-	}
-	return &r, nil
+	return &Record{Key: p.Key, Place: p.Place, Parts: p.Parts, Created: p.Created}, nil
 }
 
 // present reports layers that were built here and are gone. Pulled layers can

@@ -27,7 +27,7 @@ func TestStep(t *testing.T) {
 	s := open(t, t.TempDir())
 	l := commit(t, s, nil, files{{"/f", "1"}})
 	want := Record{
-		Key: key("a"), Place: "p", Parts: []Part{{"operation", "x"}}, Result: json.RawMessage(`{"n":1}`),
+		Key: key("a"), Place: "p", Parts: []Part{{Name: "operation", Value: "x"}}, Result: json.RawMessage(`{"n":1}`),
 		Layers: []oci.Layer{l},
 	}
 	put(t, s, want)

@@ -21,7 +21,7 @@ import (
 // Key is the step's key by the content of its inputs: what the operation says,
 // what the tree it changes holds, and of other inputs what it can take.
 func (w *Worker) Key(ctx context.Context, n *llb.Node, in []Result) (solver.Key, error) {
-	k := solver.Key{Place: w.place(n)}
+	k := solver.Key{Place: w.place(n), Parts: w.describe(n)}
 	part := func(name, value string) { k.Parts = append(k.Parts, solver.Part{Name: name, Value: value}) }
 	switch op := n.Op.(type) {
 	case llb.Source:
@@ -34,8 +34,8 @@ func (w *Worker) Key(ctx context.Context, n *llb.Node, in []Result) (solver.Key,
 			part("input "+strconv.Itoa(i), r.Content().String())
 		}
 	case llb.File:
-		part("operation", llb.New(op).Digest.String())
-		part("base", in[0].Content().String())
+		part(partOperation, llb.New(op).Digest.String())
+		part(partBase, in[0].Content().String())
 		for i, a := range op.Actions {
 			c, ok := a.(llb.Copy)
 			if !ok {
@@ -45,11 +45,11 @@ func (w *Worker) Key(ctx context.Context, n *llb.Node, in []Result) (solver.Key,
 			if err != nil {
 				return k, err
 			}
-			part(fmt.Sprintf("files of %d", i), d.String())
+			part(partFiles+strconv.Itoa(i), d.String())
 		}
 	case llb.Exec:
-		part("operation", llb.New(op).Digest.String())
-		part("base", in[0].Content().String())
+		part(partOperation, llb.New(op).Digest.String())
+		part(partBase, in[0].Content().String())
 		for _, m := range op.Mounts {
 			if m.Input == 0 {
 				continue
@@ -58,7 +58,7 @@ func (w *Worker) Key(ctx context.Context, n *llb.Node, in []Result) (solver.Key,
 			if err != nil {
 				return k, fmt.Errorf("mount %s: %w", m.Target, err)
 			}
-			part("mount "+m.Target, d.String())
+			part(partMount+m.Target, d.String())
 		}
 	}
 	k.Digest = partsDigest(k.Parts)
@@ -83,12 +83,15 @@ func (w *Worker) place(n *llb.Node) string {
 	if len(m.Positions) > 0 {
 		file = m.Positions[0].File
 	}
-	return fmt.Sprintf("%s\x00%s\x00%d\x00%s", file, m.Stage, m.Ordinal, m.Platform)
+	return fmt.Sprintf("%s\x00%s\x00%s\x00%d\x00%T\x00%s", w.Project, file, m.Stage, m.Ordinal, n.Op, m.Platform)
 }
 
 func partsDigest(parts []solver.Part) oci.Digest {
 	h := blake3.New()
 	for _, p := range parts {
+		if p.Info {
+			continue
+		}
 		fmt.Fprintf(h, "%d:%s%d:%s", len(p.Name), p.Name, len(p.Value), p.Value)
 	}
 	return oci.Digest("blake3:" + hex.EncodeToString(h.Sum(nil)))
@@ -98,7 +101,7 @@ func partsDigest(parts []solver.Part) oci.Digest {
 func (w *Worker) selected(ctx context.Context, n *llb.Node, r Result, s pick.Selection) (oci.Digest, error) {
 	if r.Local != nil {
 		// Pinned with the selection of the very step that asks.
-		return r.Local.Digest, nil
+		return r.Local.Digest, w.list(r.Local.Digest, w.Local.Listing(r.Local.Digest))
 	}
 	if len(s.Sources) == 1 && s.Sources[0] == "/" && len(s.Excludes) == 0 && !s.Parents {
 		return r.Content(), nil
@@ -108,11 +111,26 @@ func (w *Worker) selected(ctx context.Context, n *llb.Node, r Result, s pick.Sel
 		return "", err
 	}
 	defer t.Close()
+	var list []cache.Listed
+	s.List = func(e tree.Entry, sum string) {
+		list = append(list, cache.Listed{Path: e.Path, Sum: sum, ModTime: e.ModTime})
+	}
 	d, err := pick.Digest(ctx, t, s, t.digest)
 	if errors.Is(err, context.Canceled) {
 		return "", context.Cause(ctx)
 	}
-	return d, err
+	if err != nil {
+		return "", err
+	}
+	return d, w.list(d, list)
+}
+
+// list keeps what a digest was made of, for the day when it is another one.
+func (w *Worker) list(d oci.Digest, files []cache.Listed) error {
+	if len(files) == 0 {
+		return nil
+	}
+	return w.Store.PutListing(d, files)
 }
 
 // chainView is a chain to be read, with the digests that its layers recorded.

@@ -4,9 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
-	"time"
 
 	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/internal/oci"
@@ -44,7 +42,10 @@ func (c Records) Put(_ context.Context, k solver.Key, r Result) error {
 	for _, p := range k.Parts {
 		rec.Parts = append(rec.Parts, cache.Part(p))
 	}
-	return put(c.Store, rec, r)
+	if err := put(c.Store, rec, r); err != nil || k.Place == "" {
+		return err
+	}
+	return c.Store.PutPlace(elsewhere(k.Place), rec)
 }
 
 func put(s *cache.Store, rec cache.Record, r Result) error {
@@ -67,10 +68,13 @@ func (c Records) Lock(ctx context.Context, k solver.Key) (func(), error) {
 	return c.Store.Lock(ctx, "step-"+k.Digest.Encoded())
 }
 
-// why compares k with the last record of its place.
+// why says why k is not cached.
 func (c Records) why(k solver.Key, err error) string {
 	var damaged *cache.DamagedError
 	if errors.As(err, &damaged) {
+		return err.Error()
+	}
+	if errors.Is(err, cache.ErrExpired) {
 		return err.Error()
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -79,35 +83,7 @@ func (c Records) why(k solver.Key, err error) string {
 	if k.Place == "" {
 		return ""
 	}
-	last, err := c.Store.Last(k.Place)
-	if err != nil {
-		return "never built here"
-	}
-	if last.Key == k.Digest {
-		return "its record is gone since " + last.Created.Local().Format(time.DateTime)
-	}
-	return difference(last, k)
-}
-
-// difference names the parts of k that the last record of the place has
-// otherwise.
-func difference(last *cache.Record, k solver.Key) string {
-	old := map[string]string{}
-	for _, p := range last.Parts {
-		old[p.Name] = p.Value
-	}
-	for _, p := range k.Parts {
-		if v, ok := old[p.Name]; !ok || v != p.Value {
-			switch p.Name {
-			case "operation":
-				return "the instruction changed"
-			case "base":
-				return "what it builds on changed"
-			}
-			return fmt.Sprintf("%s changed (last built %s)", p.Name, last.Created.Local().Format(time.DateTime))
-		}
-	}
-	return "it has fewer inputs than before"
+	return c.reason(k)
 }
 
 // lookup and record keep results that are no step's.

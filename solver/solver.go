@@ -24,6 +24,9 @@ type Key struct {
 type Part struct {
 	Name  string `json:"name"`
 	Value string `json:"value"`
+	// Info: another part has it in its digest already; this one is there so
+	// that a difference can be named.
+	Info bool `json:"info,omitempty"`
 }
 
 // Worker does the work of a step, for one build. R is whatever a step yields.

@@ -23,6 +23,9 @@ type Selection struct {
 	Excludes  []string
 	Owners    bool // owners count; not so for a context, whose files become root's
 	Xattrs    bool // all extended attributes count, as for a mount; not so for a copy
+	// List, if not nil, is told each entry that is hashed, with a sum of its own
+	// that differs when anything that counts of it does.
+	List func(e tree.Entry, sum string)
 }
 
 // Source is one source of a COPY, made ready.
@@ -114,6 +117,11 @@ func Digest(ctx context.Context, t Tree, s Selection, content func(context.Conte
 					}
 				}
 				h.Item(it, d)
+				if s.List != nil {
+					one := hasher{h: blake3.New()}
+					one.item(it, d, s.Owners)
+					s.List(it.Entry, one.sum().Encoded()[:16])
+				}
 				return nil
 			})
 			if err != nil {

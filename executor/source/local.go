@@ -41,10 +41,15 @@ type Stats interface {
 // Local is the user's directories: the context and the named contexts.
 type Local struct {
 	contexts map[string]*Context
+
+	mu       sync.Mutex
+	listings map[oci.Digest][]cache.Listed // of what was pinned
 }
 
 // NewLocal takes the contexts by name. They stay the caller's to close.
-func NewLocal(contexts map[string]*Context) *Local { return &Local{contexts: contexts} }
+func NewLocal(contexts map[string]*Context) *Local {
+	return &Local{contexts: contexts, listings: map[oci.Digest][]cache.Listed{}}
+}
 
 // Pin hashes the files that s selects.
 func (l *Local) Pin(ctx context.Context, s llb.Source) (llb.Source, error) {
@@ -52,12 +57,27 @@ func (l *Local) Pin(ctx context.Context, s llb.Source) (llb.Source, error) {
 	if !ok {
 		return s, fmt.Errorf("there is no context %q", s.Ref)
 	}
-	d, err := pick.Digest(ctx, c, Selection(s.Select), c.Digest)
+	sel := Selection(s.Select)
+	var list []cache.Listed
+	sel.List = func(e tree.Entry, sum string) {
+		list = append(list, cache.Listed{Path: e.Path, Sum: sum, ModTime: e.ModTime})
+	}
+	d, err := pick.Digest(ctx, c, sel, c.Digest)
 	if err != nil {
 		return s, err
 	}
 	s.Digest = d
+	l.mu.Lock()
+	l.listings[d] = list
+	l.mu.Unlock()
 	return s, nil
+}
+
+// Listing is the files that a pinned digest was made of.
+func (l *Local) Listing(d oci.Digest) []cache.Listed {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.listings[d]
 }
 
 // Selection is s in pick's terms: what a context's files are hashed as.
@@ -261,13 +281,6 @@ func (c *Context) Pinned(p string) (oci.Digest, bool) {
 	}
 	s, err := c.stamp(p)
 	return v.digest, err == nil && s == v.stamp
-}
-
-// Expected is the digest that p was pinned with, whether or not it still has it.
-func (c *Context) Expected(p string) oci.Digest {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.digests[p].digest
 }
 
 func (c *Context) hash(p string) (oci.Digest, error) {

@@ -297,10 +297,22 @@ func (j *job) gitOptions() source.GitOptions {
 	}
 }
 
+// project is what the user would call the thing that is built.
+func (j *job) project() string {
+	if j.Context == "-" || isURL(j.Context) {
+		return j.Context
+	}
+	dir, err := filepath.Abs(j.Context)
+	if err != nil {
+		return j.Context
+	}
+	return dir
+}
+
 func (j *job) session() executor.Session {
 	return executor.Session{
 		Sources: j.from, Local: j.local, Fetcher: j.remote, Secret: func(_ context.Context, id string) ([]byte, error) { return j.readSecret(id) }, SSH: j.ssh,
-		Devices: j.devices, Meta: j.graph.Meta, Progress: j.Sink, Memory: j.Memory, CPUs: j.CPUs,
+		Devices: j.devices, Meta: j.graph.Meta, Project: j.project(), Progress: j.Sink, Memory: j.Memory, CPUs: j.CPUs,
 		NoNewPrivileges: j.NoNewPrivileges,
 	}
 }

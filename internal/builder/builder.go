@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -96,10 +97,15 @@ func (b *Builder) Close(ctx context.Context) error {
 // Sweep removes what killed processes left: layers half made, temporary files,
 // cgroups.
 func (b *Builder) Sweep(ctx context.Context) error {
-	return errors.Join(b.Store.Sweep(ctx), sandbox.Sweep(b.Store.Group(), func(id string) bool {
+	alive := func(id string) bool {
 		lease, _, _ := strings.Cut(id, "-") // steps are called after the lease of their build
 		return b.Store.Alive(lease)
-	}))
+	}
+	return errors.Join(
+		b.Store.Sweep(ctx),
+		sandbox.Sweep(b.Store.Group(), alive),
+		sandbox.NewOCI("", bundles(b.Store.Dir())).Sweep(alive),
+	)
 }
 
 // Host is what steps and containers run with.
@@ -141,11 +147,18 @@ func newDriver(root, name string) (d cache.Driver, notice string, err error) {
 	return d, notice, err
 }
 
+// bundles is where an OCI runtime's bundles are kept for as long as steps run.
+func bundles(root string) string { return filepath.Join(root, "oci") }
+
 func newSandbox(root, runtime string) (sandbox.Sandbox, error) {
 	if runtime == "" {
 		return sandbox.NewNative(sandbox.NativeOptions{}), nil
 	}
-	return nil, errors.New("oci: soon")
+	path, err := exec.LookPath(runtime)
+	if err != nil {
+		return nil, fmt.Errorf("OCI runtime %q: %w: install it, or leave --oci-runtime out: none is needed", runtime, err)
+	}
+	return sandbox.NewOCI(path, bundles(root)), nil
 }
 
 // Registry is the client of registries.

@@ -1,0 +1,74 @@
+package cache
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/861fb494/build/internal/oci"
+)
+
+// Listed is one of the files that a digest was made of.
+type Listed struct {
+	Path    string
+	Sum     string    // of all that counts of the file, some hexadecimal digits
+	ModTime time.Time // does not count; for people
+}
+
+const listingFormat = "build listing 1"
+
+func (s *Store) listingPath(of oci.Digest) string {
+	return filepath.Join(s.dir, "listings", of.Encoded())
+}
+
+// PutListing keeps what the digest of was made of, so that a later build can say
+// which file is another. It costs nothing where that is kept already.
+func (s *Store) PutListing(of oci.Digest, files []Listed) error {
+	path := s.listingPath(of)
+	if _, err := os.Lstat(path); err == nil {
+		return nil
+	}
+	var b bytes.Buffer
+	b.WriteString(listingFormat)
+	for _, f := range files {
+		fmt.Fprintf(&b, "\n%s %s %s", f.Sum, base36(f.ModTime.Unix()), strconv.Quote(f.Path))
+	}
+	return s.putFile(path, sealRecord(b.Bytes()))
+}
+
+// Listing is what PutListing kept. None, or one that is damaged, is an error.
+func (s *Store) Listing(of oci.Digest) ([]Listed, error) {
+	b, err := os.ReadFile(s.listingPath(of))
+	if err != nil {
+		return nil, err
+	}
+	text, err := openRecord(b)
+	if err != nil {
+		return nil, &DamagedError{What: s.listingPath(of), Err: err}
+	}
+	sc := bufio.NewScanner(bytes.NewReader(text))
+	sc.Buffer(nil, 1<<20)
+	if !sc.Scan() || sc.Text() != listingFormat {
+		return nil, &DamagedError{What: s.listingPath(of), Err: errors.New("another format")}
+	}
+	var out []Listed
+	for sc.Scan() {
+		f := strings.SplitN(sc.Text(), " ", 3)
+		if len(f) != 3 {
+			return nil, &DamagedError{What: s.listingPath(of), Err: errors.New("a line is cut")}
+		}
+		at, aerr := strconv.ParseInt(f[1], 36, 64)
+		path, perr := strconv.Unquote(f[2])
+		if err := errors.Join(aerr, perr); err != nil {
+			return nil, &DamagedError{What: s.listingPath(of), Err: err}
+		}
+		out = append(out, Listed{Path: path, Sum: f[0], ModTime: time.Unix(at, 0)})
+	}
+	return out, nil
+}

@@ -1,0 +1,301 @@
+package executor
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/861fb494/build/cache"
+	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/llb"
+	"github.com/861fb494/build/solver"
+)
+
+// Names of parts. Those of files are followed by the index of the action or the
+// target of the mount.
+const (
+	partOperation = "operation"
+	partBase      = "base"
+	partFiles     = "files "
+	partMount     = "mount "
+	partVariable  = "variable "
+	partImage     = "image"
+	partCommand   = "command"
+	partPlatform  = "platform"
+)
+
+// brief is a value as it is kept to be compared: nobody can read it off, since a
+// build argument may be more private than its author thought.
+func brief(v any) string {
+	sum := blake3.Sum256(fmt.Appendf(nil, "%v", v))
+	return hex.EncodeToString(sum[:8])
+}
+
+// describe takes an operation apart for people. All of it is in the operation's
+// digest already.
+func (w *Worker) describe(n *llb.Node) []solver.Part {
+	var parts []solver.Part
+	info := func(name, value string) { parts = append(parts, solver.Part{Name: name, Value: value, Info: true}) }
+	m := w.Meta[n.Digest]
+	info(partPlatform, m.Platform)
+	if len(n.Inputs) > 0 {
+		if s, ok := n.Inputs[0].Op.(llb.Source); ok && s.Scheme == llb.Registry {
+			ref, _, _ := strings.Cut(s.Ref, "@")
+			info(partImage, ref+"@"+s.Digest.String())
+		}
+	}
+	switch op := n.Op.(type) {
+	case llb.Exec:
+		info(partCommand, brief(op.Args))
+		for _, e := range op.Env {
+			name, value, _ := strings.Cut(e, "=")
+			info(partVariable+name, brief(value))
+		}
+		for _, m := range op.Mounts {
+			at := m.Target
+			if at == "" {
+				at = "id=" + m.ID
+			}
+			m.Input = 0 // an index says nothing
+			info("options of mount "+at, brief(m))
+		}
+		rest := op
+		rest.Args, rest.Env, rest.Mounts = nil, nil, nil
+		info("user, directory, network or limits", brief(rest))
+	case llb.File:
+		info("the instruction", brief(op.Actions))
+	}
+	return parts
+}
+
+// reason compares k with what was last recorded at its place.
+func (c Records) reason(k solver.Key) string {
+	last, err := c.Store.Last(k.Place)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c.neverBuilt(k)
+	}
+	if err != nil {
+		return "what was built before cannot be compared: " + err.Error()
+	}
+	if last.Key == k.Digest {
+		return "its result of " + when(last.Created) + " is gone: collected, or damaged"
+	}
+	return c.difference(last, k)
+}
+
+// neverBuilt tells a step that is new from one that was built for another
+// platform.
+func (c Records) neverBuilt(k solver.Key) string {
+	if last, err := c.Store.Last(elsewhere(k.Place)); err == nil {
+		was, is := partValue(last.Parts, partPlatform), solverPart(k.Parts, partPlatform)
+		if was != "" && was != is {
+			return fmt.Sprintf("never built here for %s, only for %s", is, was)
+		}
+	}
+	return "never built here"
+}
+
+// elsewhere is the place of the step on any platform.
+func elsewhere(place string) string {
+	if i := strings.LastIndexByte(place, 0); i >= 0 {
+		return place[:i+1] + "any platform"
+	}
+	return place
+}
+
+func when(t time.Time) string {
+	t = t.Local()
+	if t.Year() == time.Now().Year() {
+		return t.Format("2 Jan, 15:04")
+	}
+	return t.Format("2 Jan 2006, 15:04")
+}
+
+func partValue(parts []cache.Part, name string) string {
+	for _, p := range parts {
+		if p.Name == name {
+			return p.Value
+		}
+	}
+	return ""
+}
+
+func solverPart(parts []solver.Part, name string) string {
+	for _, p := range parts {
+		if p.Name == name {
+			return p.Value
+		}
+	}
+	return ""
+}
+
+// difference says in one line what of k is another than in the last record: the
+// parts that can be named first, those that only sum up last.
+func (c Records) difference(last *cache.Record, k solver.Key) string {
+	var found []string
+	add := func(s string) { found = append(found, s) }
+	now := map[string]bool{}
+	for _, p := range k.Parts {
+		now[p.Name] = true
+		old, had := lookUp(last.Parts, p.Name)
+		if had && old == p.Value {
+			continue
+		}
+		switch {
+		case p.Name == partOperation || p.Name == partBase || p.Name == partPlatform:
+			// told by others, or below
+		case p.Name == partImage:
+			if had {
+				add(moved(old, p.Value))
+			}
+		case p.Name == partCommand:
+			add("the command changed")
+		case strings.HasPrefix(p.Name, partVariable):
+			add(strings.TrimPrefix(p.Name, partVariable) + " changed")
+		case strings.HasPrefix(p.Name, partFiles), strings.HasPrefix(p.Name, partMount):
+			add(c.files(p, oci.Digest(old), had))
+		case p.Info && strings.HasPrefix(p.Name, "options of mount "):
+			add("mount " + strings.TrimPrefix(p.Name, "options of mount ") + " differs")
+		case p.Info:
+			add(p.Name + " changed")
+		}
+	}
+	for _, p := range last.Parts {
+		if !now[p.Name] && strings.HasPrefix(p.Name, partVariable) {
+			add(strings.TrimPrefix(p.Name, partVariable) + " is set no more")
+		}
+	}
+	if len(found) == 0 {
+		if old, _ := lookUp(last.Parts, partBase); old != solverPart(k.Parts, partBase) {
+			return "what it builds on changed"
+		}
+		return "the instruction changed"
+	}
+	const most = 3
+	if len(found) > most {
+		return strings.Join(found[:most], ", ") + fmt.Sprintf(" and %d more", len(found)-most)
+	}
+	return strings.Join(found, ", ")
+}
+
+func lookUp(parts []cache.Part, name string) (string, bool) {
+	for _, p := range parts {
+		if p.Name == name {
+			return p.Value, true
+		}
+	}
+	return "", false
+}
+
+// moved is for a base image whose tag names another one now.
+func moved(old, now string) string {
+	oldRef, oldDigest, _ := strings.Cut(old, "@")
+	ref, digest, _ := strings.Cut(now, "@")
+	name := ref
+	if r, err := oci.ParseReference(ref); err == nil {
+		name = r.Familiar()
+	}
+	if oldRef != ref {
+		return "the base is " + name + " now"
+	}
+	return fmt.Sprintf("base %s moved from %s to %s", name, short(oldDigest), short(digest))
+}
+
+func short(digest string) string {
+	const n = len("sha256:") + 12
+	if len(digest) > n {
+		return digest[:n] + "…"
+	}
+	return digest
+}
+
+// files names what changed of the files of a COPY or a mount.
+func (c Records) files(p solver.Part, old oci.Digest, had bool) string {
+	what := "the files of a mount"
+	if strings.HasPrefix(p.Name, partFiles) {
+		what = "what it copies"
+	}
+	if !had {
+		return what + " changed"
+	}
+	changed := c.Changed(old, oci.Digest(p.Value))
+	if len(changed) == 0 {
+		return what + " changed"
+	}
+	first := changed[0].String()
+	if n := len(changed) - 1; n > 0 {
+		first += fmt.Sprintf(" and %d more", n)
+	}
+	return first
+}
+
+// FileChange is one file that two selections have otherwise.
+type FileChange struct {
+	Path string
+	Was  time.Time // modification time before; zero for a new file
+	Gone bool
+}
+
+// String is "src/a.go changed (was 3 Nov, 14:02)".
+func (f FileChange) String() string {
+	name := strings.TrimPrefix(f.Path, "/")
+	switch {
+	case f.Gone:
+		return name + " is gone"
+	case f.Was.IsZero():
+		return name + " is new"
+	}
+	return fmt.Sprintf("%s changed (was %s)", name, when(f.Was))
+}
+
+// Changed lists the files by which the selection now differs from old, both
+// digests of what a COPY takes; files before the directories that they are in.
+// It is empty where that was not kept.
+func (c Records) Changed(old, now oci.Digest) []FileChange {
+	before, err := c.Store.Listing(old)
+	if err != nil {
+		return nil
+	}
+	after, err := c.Store.Listing(now)
+	if err != nil {
+		return nil
+	}
+	was := make(map[string]cache.Listed, len(before))
+	for _, f := range before {
+		was[f.Path] = f
+	}
+	var files, dirs []FileChange
+	parent := map[string]bool{}
+	for _, f := range after {
+		parent[path.Dir(f.Path)] = true
+	}
+	note := func(f FileChange) {
+		if parent[f.Path] {
+			dirs = append(dirs, f)
+		} else {
+			files = append(files, f)
+		}
+	}
+	for _, f := range after {
+		o, ok := was[f.Path]
+		delete(was, f.Path)
+		switch {
+		case !ok:
+			note(FileChange{Path: f.Path})
+		case o.Sum != f.Sum:
+			note(FileChange{Path: f.Path, Was: o.ModTime})
+		}
+	}
+	for _, f := range before {
+		if _, ok := was[f.Path]; ok {
+			note(FileChange{Path: f.Path, Gone: true})
+		}
+	}
+	return append(files, dirs...)
+}
