@@ -57,7 +57,7 @@ func (e *edit) copy(ctx context.Context, a llb.Copy) error {
 	if err != nil {
 		return err
 	}
-	c := copier{edit: e, from: from, dest: a.Dest}
+	c := copier{edit: e, from: from, dest: a.Dest, read: e.reading(a.Input)}
 	if c.mode, err = parseMode(a.Mode); err != nil {
 		return err
 	}
@@ -75,17 +75,9 @@ func (e *edit) copy(ctx context.Context, a llb.Copy) error {
 		if err != nil {
 			return err
 		}
+		c.read.Source(len(matches))
 		for _, m := range matches {
-			if a.Unpack && !m.Dir {
-				done, err := c.unpack(ctx, m)
-				if err != nil {
-					return fmt.Errorf("extract %s: %w", m.Name, err)
-				}
-				if done {
-					continue
-				}
-			}
-			if err := c.match(ctx, m, s.Filter); err != nil {
+			if err := c.take(ctx, m, s.Filter, a.Unpack); err != nil {
 				return err
 			}
 		}
@@ -93,11 +85,41 @@ func (e *edit) copy(ctx context.Context, a llb.Copy) error {
 	return nil
 }
 
+// reading is where what is read of input i is added up: the sources that a step
+// has of a context come in the order in which they were pinned. What is read of a
+// chain cannot change.
+func (e *edit) reading(i int) *pick.Hasher {
+	if e.in[i].Local == nil {
+		return pick.NewHasher(false)
+	}
+	if e.read[i] == nil {
+		e.read[i] = pick.NewHasher(false)
+	}
+	return e.read[i]
+}
+
+// take copies one thing that a source names, or extracts it.
+func (c *copier) take(ctx context.Context, m pick.Match, f pick.Filter, unpack bool) error {
+	c.read.Begin(m)
+	defer c.read.End()
+	if unpack && !m.Dir {
+		done, err := c.unpack(ctx, m, f)
+		if err != nil {
+			return fmt.Errorf("extract %s: %w", m.Name, err)
+		}
+		if done {
+			return nil
+		}
+	}
+	return c.match(ctx, m, f)
+}
+
 // copier is one Copy action being applied.
 type copier struct {
 	*edit
 	from origin
 	dest string
+	read *pick.Hasher
 	mode mode
 	who  *owner // nil: each its source's
 	// chowned: who was asked for, not a default; archives keep their owners else.
@@ -151,6 +173,9 @@ func (c *copier) match(ctx context.Context, m pick.Match, f pick.Filter) error {
 func (c *copier) item(it pick.Item, at string) error {
 	p := path.Join(at, it.Rel)
 	src := it.Entry
+	if src.Type() != unix.S_IFREG || it.Linked {
+		c.read.Item(it, "")
+	}
 	target, err := c.to.Quick(p)
 	exists := err == nil
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -171,7 +196,7 @@ func (c *copier) item(it pick.Item, at string) error {
 		}
 		return nil
 	case kind == unix.S_IFREG:
-		err = c.regular(src, p)
+		err = c.regular(it, p)
 	case kind == unix.S_IFLNK:
 		err = c.to.Symlink(src.Link, p)
 	case kind == unix.S_IFSOCK:
@@ -221,7 +246,8 @@ func (c *copier) directory(it pick.Item, p string, target tree.Entry, exists boo
 }
 
 // regular copies a file's bytes and learns their digest on the way.
-func (c *copier) regular(src tree.Entry, p string) error {
+func (c *copier) regular(it pick.Item, p string) error {
+	src := it.Entry
 	in, err := c.from.Open(src.Path)
 	if err != nil {
 		return err
@@ -238,6 +264,7 @@ func (c *copier) regular(src tree.Entry, p string) error {
 	if err != nil {
 		return fmt.Errorf("copy %s: %w", src.Path, err)
 	}
+	c.read.Item(it, d)
 	if d != "" {
 		c.known[p] = d
 	}
@@ -245,7 +272,8 @@ func (c *copier) regular(src tree.Entry, p string) error {
 }
 
 // bytes copies in to out. Where the digest of what is read is known, the bytes
-// need not pass through this process.
+// need not pass through this process. The digest is empty where it is not known
+// what was read.
 func (c *copier) bytes(in, out *os.File, src tree.Entry) (oci.Digest, error) {
 	switch from := c.from.(type) {
 	case *source.Context:
@@ -258,14 +286,8 @@ func (c *copier) bytes(in, out *os.File, src tree.Entry) (oci.Digest, error) {
 			if _, still := from.Pinned(src.Path); still && n == src.Size {
 				return d, nil
 			}
-			c.torn = true
 			return "", nil // Commit reads what was written
 		}
-		d, err := copyHashed(out, in)
-		if err == nil && d != from.Expected(src.Path) {
-			c.torn = true
-		}
-		return d, err
 	case *chainView:
 		d, err := from.digest(nil, src)
 		if err != nil {

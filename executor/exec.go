@@ -53,7 +53,9 @@ func (w *Worker) exec(ctx context.Context, n *llb.Node, op llb.Exec, in []Result
 	if err != nil {
 		return Result{}, err
 	}
-	return in[0].with(l), nil
+	r := in[0].with(l)
+	r.Torn = x.torn
+	return r, nil
 }
 
 // execution is one Exec being run: what it has borrowed, it gives back.
@@ -63,6 +65,7 @@ type execution struct {
 	op      llb.Exec
 	in      []Result
 	draft   *cache.Draft
+	torn    bool // a context that was mounted was not what it had been pinned with
 	release []func() error
 }
 
@@ -323,10 +326,14 @@ func (x *execution) contextLayer(ctx context.Context, src llb.Source) (Result, e
 		return r, nil
 	}
 	r, err := x.file(ctx, n, f, []Result{{}, {Local: &src}})
-	if err == nil && !r.Torn {
-		err = x.record(key, r)
+	if err != nil {
+		return r, err
 	}
-	return r, err
+	if r.Torn {
+		x.torn = true
+		return r, nil
+	}
+	return r, x.record(key, r)
 }
 
 // secret mounts a secret as a file in memory, or puts it into the environment.

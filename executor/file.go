@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/executor/pick"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/llb"
 )
@@ -26,7 +27,7 @@ func (w *Worker) file(ctx context.Context, n *llb.Node, op llb.File, in []Result
 		return Result{}, err
 	}
 	defer d.Discard()
-	e := &edit{w: w, n: n, to: d.Tree, in: in, base: len(in[0].Layers) > 0, known: map[string]oci.Digest{}, now: time.Now()}
+	e := &edit{w: w, n: n, to: d.Tree, in: in, base: len(in[0].Layers) > 0, known: map[string]oci.Digest{}, read: map[int]*pick.Hasher{}, now: time.Now()}
 	defer e.close()
 	for _, a := range op.Actions {
 		if err := e.apply(ctx, a); err != nil {
@@ -38,7 +39,7 @@ func (w *Worker) file(ctx context.Context, n *llb.Node, op llb.File, in []Result
 		return Result{}, err
 	}
 	r := in[0].with(l)
-	r.Torn = e.torn
+	r.Torn = e.torn()
 	return r, nil
 }
 
@@ -51,14 +52,25 @@ type edit struct {
 	base  bool                  // there is something below: names of users can be looked up
 	views map[int]*chainView    // of inputs that are chains
 	known map[string]oci.Digest // contents of the files written
-	torn  bool
-	now   time.Time // of directories and files that have no time of their own
+	read  map[int]*pick.Hasher  // of inputs that are contexts: what was read of them
+	now   time.Time             // of directories and files that have no time of their own
 }
 
 func (e *edit) close() {
 	for _, v := range e.views {
 		v.Close()
 	}
+}
+
+// torn reports whether something else was read of a context than what it was
+// pinned with: its files were changed meanwhile.
+func (e *edit) torn() bool {
+	for i, h := range e.read {
+		if h.Sum() != e.in[i].Local.Digest {
+			return true
+		}
+	}
+	return false
 }
 
 func (e *edit) apply(ctx context.Context, a llb.Action) error {

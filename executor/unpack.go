@@ -2,17 +2,21 @@ package executor
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
+	"io"
 
+	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/executor/archive"
 	"github.com/861fb494/build/executor/pick"
+	"github.com/861fb494/build/internal/oci"
 )
 
 // unpack extracts m at the destination if it is an archive, known by its
 // content, and reports whether it was one.
-func (c *copier) unpack(ctx context.Context, m pick.Match) (bool, error) {
+func (c *copier) unpack(ctx context.Context, m pick.Match, filter pick.Filter) (bool, error) {
 	t, err := c.from.Quick(m.Real)
 	if err != nil || t.Type() != unix.S_IFREG {
 		return false, err
@@ -22,7 +26,9 @@ func (c *copier) unpack(ctx context.Context, m pick.Match) (bool, error) {
 		return false, err
 	}
 	defer f.Close()
-	a, err := archive.Open(f)
+	h := blake3.New()
+	whole := io.TeeReader(f, h)
+	a, err := archive.Open(whole)
 	if errors.Is(err, archive.ErrNone) {
 		return false, nil
 	}
@@ -43,5 +49,16 @@ func (c *copier) unpack(ctx context.Context, m pick.Match) (bool, error) {
 	if err := c.mkdirAll(at, 0o755, who); err != nil {
 		return true, err
 	}
-	return true, a.Extract(ctx, c.to, at, o)
+	if err := a.Extract(ctx, c.to, at, o); err != nil {
+		return true, err
+	}
+	// What follows the archive's end was pinned with it.
+	if _, err := io.Copy(io.Discard, whole); err != nil {
+		return true, err
+	}
+	sum := oci.Digest("blake3:" + hex.EncodeToString(h.Sum(nil)))
+	return true, pick.Walk(ctx, c.from, m, filter, func(it pick.Item) error {
+		c.read.Item(it, sum)
+		return nil
+	})
 }
