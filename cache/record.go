@@ -39,6 +39,15 @@ type Part struct {
 // passed. It is an fs.ErrNotExist too.
 var ErrExpired = errors.New("expired")
 
+// expired is an ErrExpired that says when.
+type expired time.Time
+
+func (e expired) Error() string {
+	return "its result was good until " + time.Time(e).Local().Format(time.DateTime)
+}
+
+func (e expired) Is(target error) bool { return target == ErrExpired || target == fs.ErrNotExist }
+
 // DamagedError is the error for a record or a layer that is not what was
 // written. It is a miss with a reason.
 type DamagedError struct {
@@ -120,7 +129,7 @@ func (s *Store) Step(key oci.Digest) (*Record, error) {
 		return nil, err
 	}
 	if !r.Expires.IsZero() && s.now().After(r.Expires) {
-		return nil, fmt.Errorf("%w %s (%w)", ErrExpired, r.Expires.Local().Format(time.DateTime), fs.ErrNotExist)
+		return nil, expired(r.Expires)
 	}
 	return &r, nil
 }

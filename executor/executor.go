@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/zeebo/blake3"
 
@@ -29,6 +30,9 @@ type Result struct {
 	Layers []oci.Layer // lowest first; none is an empty tree
 	// Local is a pinned context, read where it lies; Layers is empty.
 	Local *llb.Source
+	// Expires is when the step is to be run anew; zero: never. It is the step's
+	// own, and not of those that build on it: what it yields then decides.
+	Expires time.Time
 	// Torn: a file of a context was changed between pinning and copying, so
 	// that the result is not what its step's digest says.
 	Torn bool
@@ -100,6 +104,10 @@ func New(h Host, s Session) *Worker {
 // Run does the step n.
 func (w *Worker) Run(ctx context.Context, n *llb.Node, in []Result) (Result, error) {
 	r, err := w.run(ctx, n, in)
+	r.Expires = time.Time{}
+	if op, ok := n.Op.(llb.Exec); ok && op.TTL > 0 {
+		r.Expires = time.Now().Add(time.Duration(op.TTL) * time.Second)
+	}
 	for _, i := range in {
 		r.Torn = r.Torn || i.Torn
 	}

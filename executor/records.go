@@ -31,7 +31,7 @@ func (c Records) Get(_ context.Context, k solver.Key) (Result, error) {
 	return resultOf(r), nil
 }
 
-func resultOf(r *cache.Record) Result { return Result{Layers: r.Layers} }
+func resultOf(r *cache.Record) Result { return Result{Layers: r.Layers, Expires: r.Expires} }
 
 // Put records r under k. A context is the user's and may change: it is not kept.
 func (c Records) Put(_ context.Context, k solver.Key, r Result) error {
@@ -53,7 +53,7 @@ func put(s *cache.Store, rec cache.Record, r Result) error {
 	if rec.Result, err = json.Marshal(recorded{Content: r.Content()}); err != nil {
 		return err
 	}
-	rec.Layers = r.Layers
+	rec.Layers, rec.Expires = r.Layers, r.Expires
 	if rec.Layers == nil {
 		rec.Layers = []oci.Layer{}
 	}

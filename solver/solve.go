@@ -107,24 +107,21 @@ func (s *Solver[R]) Solve(ctx context.Context, g llb.Graph, w Worker[R], o Solve
 }
 
 // dirty are the nodes that must not be taken from the cache by their own
-// digest, because something below them is run anew: they ask by the content of
-// what that yields. The nodes which themselves are not to be taken from the
+// digest, because something below them is run anew, or may be once its result
+// has expired: they ask by the content of what that yields. The nodes which themselves are not to be taken from the
 // cache are not looked up at all; a nil map says that all are such or none.
 func dirty(g llb.Graph, all bool) map[oci.Digest]bool {
 	if all {
 		return nil
 	}
-	found := false
-	for _, m := range g.Meta {
-		found = found || m.NoCache
-	}
-	if !found {
-		return nil
-	}
-	d := map[oci.Digest]bool{}
+	var d map[oci.Digest]bool
 	g.Walk(func(n *llb.Node) {
 		for _, in := range n.Inputs {
-			if d[in.Digest] || g.Meta[in.Digest].NoCache {
+			e, _ := in.Op.(llb.Exec)
+			if d[in.Digest] || g.Meta[in.Digest].NoCache || e.TTL > 0 {
+				if d == nil {
+					d = map[oci.Digest]bool{}
+				}
 				d[n.Digest] = true
 			}
 		}

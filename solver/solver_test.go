@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -117,6 +118,38 @@ func TestDeepAndWide(t *testing.T) {
 			t.Errorf("%d steps ran, %d at once; want 1002, at most 7", len(w.runs), w.most)
 		}
 	})
+}
+
+// What builds on a result that expires is not looked up by its own digest, which
+// would hide that the result has expired.
+func TestExpiry(t *testing.T) {
+	brief := llb.New(llb.Exec{Args: []string{"brief"}, TTL: 60}, source("base"))
+	above := run("above", brief)
+	g := graph(run("top", above, run("other", source("base"))))
+	for _, tt := range []struct {
+		name    string
+		content string // what brief yields the second time; empty: the same
+		want    map[string]int
+	}{
+		{"same content", "", map[string]int{"brief": 1}},
+		{"other content", "new", map[string]int{"brief": 1, "above": 1, "top": 1}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			st := newStore()
+			s := newSolver(t, st, 0)
+			mustSolve(t, s, g, newWorker(), SolveOptions{})
+			w := newWorker()
+			mustSolve(t, s, g, w, SolveOptions{})
+			checkRuns(t, w, map[string]int{})
+
+			maps.DeleteFunc(st.records, func(_ oci.Digest, r string) bool { return strings.HasPrefix(r, "brief(") })
+			if tt.content != "" {
+				w.content["brief"] = tt.content
+			}
+			mustSolve(t, s, g, w, SolveOptions{})
+			checkRuns(t, w, tt.want)
+		})
+	}
 }
 
 func TestNoCache(t *testing.T) {
