@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/zeebo/blake3"
 )
 
 // things are what a machine has that a command may forget to remove, each by a
@@ -34,7 +36,7 @@ func noleft(ts *testscript.TestScript, neg bool, args []string) {
 	before, _ := ts.Value(beforeKey{}).(things)
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		root := ts.Getenv("BUILD_ROOT")
-		now, err := look(ts.Getenv("TMPDIR"), filepath.Join(root, "tmp"), filepath.Join(root, "images", "ingest"))
+		now, err := look(root, ts.Getenv("TMPDIR"), filepath.Join(root, "tmp"), filepath.Join(root, "images", "ingest"))
 		ts.Check(err)
 		maps.DeleteFunc(now, func(thing string, _ bool) bool { return before[thing] })
 		if len(now) == 0 {
@@ -46,16 +48,22 @@ func noleft(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// look lists what is there now, and in dirs. Mounts, devices, tables and
-// processes are those of the tests' namespaces.
-func look(dirs ...string) (things, error) {
+// look lists what is there now: mounts, devices, tables and processes in the
+// tests' namespaces, control groups of the state directory root, files in dirs.
+func look(root string, dirs ...string) (things, error) {
 	all := things{}
 	for _, find := range []func(things) error{
 		findMounts,
 		findProcesses,
-		findCgroups,
 		findNetwork,
 		func(t things) error { return findFiles(t, dirs) },
+		func(t things) error {
+			found, err := groups(root)
+			for _, g := range found {
+				t["control group "+g] = true
+			}
+			return err
+		},
 	} {
 		if err := find(all); err != nil {
 			return nil, err
@@ -106,30 +114,30 @@ func findProcesses(t things) error {
 	return nil
 }
 
-// findCgroups lists the empty ones below "build": others are somebody's, or
-// belong to a process that findProcesses has.
-func findCgroups(t things) error {
-	for _, pattern := range []string{"/sys/fs/cgroup/build", "/sys/fs/cgroup/*/build"} {
-		tops, err := filepath.Glob(pattern)
-		if err != nil {
-			return err
-		}
-		for _, top := range tops {
-			err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
-				if err != nil || !d.IsDir() || path == top {
-					return nil // removed meanwhile
-				}
-				if procs, err := os.ReadFile(path + "/cgroup.procs"); err == nil && len(procs) == 0 {
-					t["cgroup "+path] = true
-				}
-				return nil
-			})
-			if err != nil {
-				return err
-			}
-		}
+// groups are the control groups of the state directory root, in whatever
+// hierarchies there are. They go with the last step or container in them.
+func groups(root string) ([]string, error) {
+	sum := blake3.Sum256([]byte(root))
+	name := "build-" + hex.EncodeToString(sum[:4]) // cache.Store.Group
+	one, err := filepath.Glob("/sys/fs/cgroup/" + name)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	many, err := filepath.Glob("/sys/fs/cgroup/*/" + name)
+	return append(one, many...), err
+}
+
+// hasgroup fails if there is no control group for the state directory, which
+// noleft would not notice if it looked in the wrong place.
+func hasgroup(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: hasgroup")
+	}
+	found, err := groups(ts.Getenv("BUILD_ROOT"))
+	ts.Check(err)
+	if len(found) == 0 {
+		ts.Fatalf("the running container has no control group")
+	}
 }
 
 func findNetwork(t things) error {

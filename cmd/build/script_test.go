@@ -28,7 +28,8 @@ import (
 //	freeport NAME        sets $NAME to a port that nobody listens on
 //	get URL              does a GET until it is answered; the body is stdout
 //	size N FILE          writes N bytes that do not compress
-//	noleft               fails if a mount, cgroup, network device, firewall
+//	hasgroup             fails if the state directory has no control group
+//	noleft               fails if a mount, control group, network device, firewall
 //	                     table, process or temporary file is left behind
 func TestScript(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -77,6 +78,7 @@ func TestScript(t *testing.T) {
 						"base":     b.command,
 						"freeport": freeport,
 						"get":      get,
+						"hasgroup": hasgroup,
 						"noleft":   noleft,
 						"size":     size,
 					},
@@ -101,7 +103,7 @@ func setup(t testing.TB, e *testscript.Env, name, bin, registry string) error {
 	e.Setenv("REGISTRY", registry)
 	e.Setenv("TEST", name)
 	e.Setenv("PATH", bin+":"+os.Getenv("PATH"))
-	before, err := look()
+	before, err := look(root)
 	if err != nil {
 		return err
 	}
