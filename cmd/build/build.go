@@ -37,6 +37,7 @@ type cacheOptions struct {
 	Pull          bool // ask the registry what a tag is, even if it is here
 	NoCache       bool
 	NoCacheStages []string
+	ExpectCached  []string // stages; allStages alone for all of them
 }
 
 // stepOptions are the surroundings of RUN steps.

@@ -52,6 +52,8 @@ func (f *buildFlags) declare(set *pflag.FlagSet) {
 	set.BoolVar(&o.Cache.Pull, "pull", false, "ask the registry for newer base images")
 	set.BoolVar(&o.Cache.NoCache, "no-cache", false, "run each step, cached or not")
 	set.StringSliceVar(&o.Cache.NoCacheStages, "no-cache-filter", nil, "do so for these `stages`")
+	set.StringSliceVar(&o.Cache.ExpectCached, "expect-cached", nil, "fail, and say why, if a step of these `stages` would run; without stages, if any would")
+	set.Lookup("expect-cached").NoOptDefVal = allStages
 	list("cache-from", "", "not supported yet")
 	list("cache-to", "", "not supported yet")
 

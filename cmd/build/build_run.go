@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 
 	"github.com/861fb494/build/exporter"
@@ -77,6 +78,10 @@ func failed(w io.Writer, show display.Display, err error) error {
 	return exitStatus(exitFailure)
 }
 
+// allStages is what --expect-cached means without a value: a word that no stage
+// can have for a name.
+const allStages = "*"
+
 // request is the builder's form of what the command line says.
 func (o buildOptions) request(g *globals) (builder.Request, error) {
 	r := builder.Request{
@@ -94,6 +99,9 @@ func (o buildOptions) request(g *globals) (builder.Request, error) {
 		Seal: o.Output.Quiet || o.Output.IIDFile != "", Squash: o.Output.Squash,
 		Secrets: map[string]builder.Secret{}, SSH: map[string]string{}, Allow: o.Steps.Allow, AllowDevices: o.Steps.AllowDevices,
 		Memory: o.Steps.Memory, CPUs: o.Steps.CPUs, NoNewPrivileges: o.Steps.NoNewPrivileges,
+	}
+	if len(o.Cache.ExpectCached) > 0 {
+		r.ExpectCached = slices.DeleteFunc(slices.Clone(o.Cache.ExpectCached), func(s string) bool { return s == allStages })
 	}
 	for _, s := range o.Session.Secrets {
 		r.Secrets[s.ID] = builder.Secret{File: s.File, Env: s.Env}

@@ -16,6 +16,7 @@ func commands() []command {
 		{"build", "Build an image from a Dockerfile (the word may be left out)", newBuildCommand},
 		{"completion", "Print the shell's completion script", newCompletionCommand},
 		{"exec", "Run a further command in a running container", newExecCommand},
+		{"explain", "Say which steps of a build are cached, which are not, and why", newExplainCommand},
 		{"history", "Show the steps that an image was made by", newHistoryCommand},
 		{"images", "List images", newImagesCommand},
 		{"inspect", "Show all that is known of images, as JSON", newInspectCommand},

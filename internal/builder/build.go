@@ -38,6 +38,9 @@ type Request struct {
 	Call    string // CallCheck, CallOutline or CallTargets: tell that, build nothing
 	Pull    bool   // ask the registry what tags are
 	NoCache bool
+	// ExpectCached fails the build before it begins if a step of these stages
+	// would run; of any stage, where it is empty and not nil.
+	ExpectCached []string
 
 	Tags        []oci.Reference
 	Outputs     []exporter.Output
@@ -91,7 +94,7 @@ func (b *Builder) Build(ctx context.Context, r Request) (*Response, error) {
 	if r.Sink == nil {
 		r.Sink = progress.Discard
 	}
-	j := &job{Builder: b, Request: r, devices: sync.OnceValue(func() *cdi.Registry { return cdi.Load(cdi.Dirs) })}
+	j := newJob(b, r)
 	defer j.close()
 	err := j.run(ctx)
 	j.result.Warnings = j.warnings
@@ -102,7 +105,7 @@ func (b *Builder) Build(ctx context.Context, r Request) (*Response, error) {
 }
 
 func (j *job) run(ctx context.Context) error {
-	for _, phase := range []func(context.Context) error{j.open, j.lower, j.permitted, j.pin, j.solveAndExport} {
+	for _, phase := range []func(context.Context) error{j.open, j.lower, j.permitted, j.pin, j.expectCached, j.solveAndExport} {
 		if err := phase(ctx); err != nil {
 			return err
 		}
@@ -111,6 +114,10 @@ func (j *job) run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func newJob(b *Builder, r Request) *job {
+	return &job{Builder: b, Request: r, devices: sync.OnceValue(func() *cdi.Registry { return cdi.Load(cdi.Dirs) })}
 }
 
 // job is one build under way.
@@ -370,6 +377,7 @@ func (j *job) solveAndExport(ctx context.Context) error {
 	j.graph.Walk(func(*llb.Node) { j.result.Steps++ })
 	j.result.Ran = obs.ran
 	j.contexts.save()
+	j.saveLast(obs)
 	if err == nil && j.Squash {
 		err = j.squash(ctx, w.Worker, results)
 	}

@@ -15,14 +15,15 @@ type observer struct {
 	sink    progress.Sink
 	noCache bool // why a step runs goes without saying
 
-	mu   sync.Mutex
-	seen map[oci.Digest]bool
-	why  map[oci.Digest]string
-	ran  int // steps that were not cached
+	mu    sync.Mutex
+	seen  map[oci.Digest]time.Time // when it began
+	why   map[oci.Digest]string
+	ran   int // steps that were not cached
+	steps []PlanStep
 }
 
 func newObserver(g llb.Graph, sink progress.Sink, noCache bool) *observer {
-	return &observer{graph: g, sink: sink, noCache: noCache, seen: map[oci.Digest]bool{}, why: map[oci.Digest]string{}}
+	return &observer{graph: g, sink: sink, noCache: noCache, seen: map[oci.Digest]time.Time{}, why: map[oci.Digest]string{}}
 }
 
 // Started implements solver.Observer.
@@ -38,21 +39,38 @@ func (o *observer) Started(n *llb.Node, at time.Time) {
 }
 
 func (o *observer) cached(n *llb.Node, at time.Time) {
-	if o.seen[n.Digest] {
+	if _, ok := o.seen[n.Digest]; ok {
 		return
 	}
 	for _, in := range n.Inputs {
 		o.cached(in, at)
 	}
 	o.announce(n, at)
+	o.note(n, StepCached, "", at)
 	o.sink.Emit(progress.Done{Step: n.Digest, Cached: true, Time: at})
 }
 
-func (o *observer) announce(n *llb.Node, at time.Time) {
-	if o.seen[n.Digest] {
+// note adds the step to what is told of the build afterwards.
+func (o *observer) note(n *llb.Node, status, why string, at time.Time) {
+	m := o.graph.Meta[n.Digest]
+	if _, ok := n.Op.(llb.Source); ok || m.Internal || m.Name == "" {
 		return
 	}
-	o.seen[n.Digest] = true
+	s := PlanStep{Name: m.Name, Stage: m.Stage, Platform: m.Platform, Status: status, Why: why}
+	if len(m.Positions) > 0 {
+		s.Position = m.Positions[0].String()
+	}
+	if status != StepCached {
+		s.Seconds = at.Sub(o.seen[n.Digest]).Seconds()
+	}
+	o.steps = append(o.steps, s)
+}
+
+func (o *observer) announce(n *llb.Node, at time.Time) {
+	if _, ok := o.seen[n.Digest]; ok {
+		return
+	}
+	o.seen[n.Digest] = at
 	m := o.graph.Meta[n.Digest]
 	e := progress.Started{Step: n.Digest, Name: m.Name, Internal: m.Internal || m.Name == "", Time: at}
 	if len(o.graph.Targets) > 1 {
@@ -75,16 +93,25 @@ func (o *observer) Running(n *llb.Node, why string) {
 		return
 	}
 	o.ran++
-	if !o.noCache {
-		o.why[n.Digest] = why
-	}
+	o.why[n.Digest] = why
 }
 
 // Done implements solver.Observer.
 func (o *observer) Done(n *llb.Node, cached bool, err error, at time.Time) {
 	o.mu.Lock()
 	why := o.why[n.Digest]
+	switch {
+	case cached:
+		o.note(n, StepCached, "", at)
+	case err != nil:
+		o.note(n, StepFailed, err.Error(), at)
+	default:
+		o.note(n, StepRuns, why, at)
+	}
 	o.mu.Unlock()
+	if o.noCache {
+		why = ""
+	}
 	o.sink.Emit(progress.Done{Step: n.Digest, Cached: cached, Why: why, Err: err, Time: at})
 }
 

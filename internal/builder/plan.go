@@ -1,0 +1,272 @@
+package builder
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/861fb494/build/executor"
+	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/internal/progress"
+	"github.com/861fb494/build/llb"
+	"github.com/861fb494/build/solver"
+)
+
+// What is to become of a step, or has become of it.
+const (
+	StepCached  = "cached"
+	StepRuns    = "runs"
+	StepDepends = "depends" // cached after all if a step below comes out as before
+	StepFailed  = "failed"
+)
+
+// PlanStep is a step of a plan, or of a build that has been.
+type PlanStep struct {
+	Name     string  `json:"name"`
+	Position string  `json:"position,omitempty"` // "Dockerfile:7"
+	Stage    string  `json:"stage,omitempty"`
+	Platform string  `json:"platform,omitempty"`
+	Status   string  `json:"status"`
+	Why      string  `json:"why,omitempty"`
+	Seconds  float64 `json:"seconds,omitempty"` // of a build that has been: how long it took
+}
+
+// Plan is the steps of a build, inputs first.
+type Plan struct {
+	Dockerfile string     `json:"dockerfile"`
+	Context    string     `json:"context"`
+	Time       time.Time  `json:"time,omitzero"` // of a build that has been
+	Steps      []PlanStep `json:"steps"`
+}
+
+// Runs is how many steps are not known to be cached.
+func (p Plan) Runs() int {
+	n := 0
+	for _, s := range p.Steps {
+		if s.Status != StepCached {
+			n++
+		}
+	}
+	return n
+}
+
+// Explain says of each step of a build whether it is cached and, if not, why,
+// and runs nothing. Base images and sources are looked up as a build would.
+func (b *Builder) Explain(ctx context.Context, r Request) (Plan, error) {
+	if r.Sink == nil {
+		r.Sink = progress.Discard
+	}
+	j := newJob(b, r)
+	defer j.close()
+	for _, phase := range []func(context.Context) error{j.open, j.lower, j.permitted, j.pin} {
+		if err := phase(ctx); err != nil {
+			return Plan{}, j.locate(err)
+		}
+	}
+	p, err := j.plan(ctx)
+	j.contexts.save()
+	return p, err
+}
+
+// plan looks each step up as the solver would, and takes those that are not
+// found for steps whose results are not known yet.
+func (j *job) plan(ctx context.Context) (Plan, error) {
+	w := executor.New(j.host, j.session())
+	records := executor.Records{Store: j.Store}
+	p := Plan{Dockerfile: j.contexts.dockerfileName, Context: j.project()}
+	f := foresight{job: j, worker: w, records: records, results: map[oci.Digest]executor.Result{}, dirty: map[oci.Digest]bool{}}
+	var failed error
+	j.graph.Walk(func(n *llb.Node) {
+		if failed != nil {
+			return
+		}
+		step, r, known, err := f.step(ctx, n)
+		if err != nil {
+			failed = j.locate(j.stepError(n, err))
+			return
+		}
+		if known {
+			f.results[n.Digest] = r
+		}
+		if step.Status != "" {
+			p.Steps = append(p.Steps, step)
+		}
+	})
+	return p, failed
+}
+
+// foresight is a plan being made, inputs first.
+type foresight struct {
+	*job
+	worker  *executor.Worker
+	records executor.Records
+	results map[oci.Digest]executor.Result // of steps that are cached
+	dirty   map[oci.Digest]bool            // steps with one below that is run whatever the cache holds
+}
+
+// step is what will become of n. One without a Status is nothing to tell of.
+func (f *foresight) step(ctx context.Context, n *llb.Node) (step PlanStep, r executor.Result, known bool, err error) {
+	j, w, records := f.job, f.worker, f.records
+	m := j.graph.Meta[n.Digest]
+	for _, in := range n.Inputs {
+		f.dirty[n.Digest] = f.dirty[n.Digest] || f.dirty[in.Digest] || j.graph.Meta[in.Digest].NoCache
+	}
+	if s, ok := n.Op.(llb.Source); ok {
+		if s.Scheme == llb.Git || s.Scheme == llb.HTTP {
+			r, err := records.Get(ctx, solver.Key{Digest: n.Digest})
+			return step, r, err == nil, nil // else it would be downloaded
+		}
+		r, err := w.Run(ctx, n, nil)
+		return step, r, err == nil, err
+	}
+	if !m.Internal {
+		step = PlanStep{Name: m.Name, Stage: m.Stage, Platform: m.Platform, Status: StepCached}
+		if len(m.Positions) > 0 {
+			step.Position = m.Positions[0].String()
+		}
+	}
+	tell := func(status, why string) {
+		if !m.Internal {
+			step.Status, step.Why = status, why
+		}
+	}
+	noCache := j.NoCache || m.NoCache
+	if !noCache && !f.dirty[n.Digest] {
+		if r, err := records.Get(ctx, solver.Key{Digest: n.Digest}); err == nil {
+			return step, r, true, nil
+		}
+	}
+	var in []executor.Result
+	for _, i := range n.Inputs {
+		r, ok := f.results[i.Digest]
+		if !ok {
+			tell(StepDepends, fmt.Sprintf("%s comes first", j.nameOf(i)))
+			return step, executor.Result{}, false, nil
+		}
+		in = append(in, r)
+	}
+	if _, ok := n.Op.(llb.Merge); ok {
+		r, err := w.Run(ctx, n, in)
+		return step, r, err == nil, err
+	}
+	if noCache {
+		tell(StepRuns, "the cache is not used for this step")
+		return step, executor.Result{}, false, nil
+	}
+	key, err := w.Key(ctx, n, in)
+	if err != nil {
+		return step, executor.Result{}, false, err
+	}
+	r, err = records.Get(ctx, key)
+	var miss *solver.Miss
+	if errors.As(err, &miss) {
+		tell(StepRuns, miss.Why)
+		return step, executor.Result{}, false, nil
+	}
+	return step, r, err == nil, err
+}
+
+// nameOf is the name of the step n, or of the first below it that has one.
+func (j *job) nameOf(n *llb.Node) string {
+	if m := j.graph.Meta[n.Digest]; m.Name != "" && !m.Internal {
+		return m.Name
+	}
+	for _, in := range n.Inputs {
+		if name := j.nameOf(in); name != "" {
+			return name
+		}
+	}
+	return "a step"
+}
+
+// UncachedError is the error of a build with ExpectCached that would run steps.
+type UncachedError struct{ Steps []PlanStep }
+
+func (e *UncachedError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d steps were expected to be cached and are not:", len(e.Steps))
+	for _, s := range e.Steps {
+		fmt.Fprintf(&b, "\n  %s %s: %s", s.Position, s.Name, s.Why)
+	}
+	return b.String()
+}
+
+// expectCached fails if a step of the stages named, or any where none is, would
+// run.
+func (j *job) expectCached(ctx context.Context) error {
+	if j.ExpectCached == nil {
+		return nil
+	}
+	for _, name := range j.ExpectCached {
+		known := false
+		for _, m := range j.graph.Meta {
+			known = known || strings.EqualFold(m.Stage, name)
+		}
+		if !known {
+			return fmt.Errorf("--expect-cached: this build has no stage %q", name)
+		}
+	}
+	p, err := j.plan(ctx)
+	if err != nil {
+		return err
+	}
+	var bad []PlanStep
+	for _, s := range p.Steps {
+		if s.Status == StepCached || len(j.ExpectCached) > 0 && !slices.ContainsFunc(j.ExpectCached, func(name string) bool { return strings.EqualFold(name, s.Stage) }) {
+			continue
+		}
+		bad = append(bad, s)
+	}
+	if len(bad) > 0 {
+		return &UncachedError{Steps: bad}
+	}
+	return nil
+}
+
+func (b *Builder) lastPath() string { return filepath.Join(b.Store.Dir(), "last.json") }
+
+// Last is what became of the steps of the last build, of any context.
+func (b *Builder) Last() (Plan, error) {
+	var p Plan
+	data, err := os.ReadFile(b.lastPath())
+	if errors.Is(err, os.ErrNotExist) {
+		return p, errors.New("nothing has been built here yet")
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &p)
+	}
+	if err != nil {
+		err = fmt.Errorf("read what the last build did: %w", err)
+	}
+	return p, err
+}
+
+// saveLast keeps what became of the steps for Last. It is no reason for a build
+// to fail.
+func (j *job) saveLast(o *observer) {
+	p := Plan{Dockerfile: j.contexts.dockerfileName, Context: j.project(), Time: time.Now().UTC().Truncate(time.Second), Steps: o.steps}
+	data, err := json.Marshal(p)
+	if err != nil {
+		return
+	}
+	f, err := os.CreateTemp(j.Store.Dir(), ".last-")
+	if err != nil {
+		return
+	}
+	_, err = f.Write(data)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), j.lastPath())
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+}
