@@ -35,7 +35,7 @@ func (x *execution) forward(agent string, m llb.Mount) (socket string, stop func
 		return "", nil, err
 	}
 	socket = filepath.Join(dir, "agent")
-	l, err := net.Listen("unix", socket)
+	l, err := listenIn(dir, "agent")
 	if err != nil {
 		os.RemoveAll(dir)
 		return "", nil, fmt.Errorf("forward ssh agent: %w", err)
@@ -56,6 +56,22 @@ func (x *execution) forward(agent string, m llb.Mount) (socket string, stop func
 	}
 	f.wg.Go(f.accept)
 	return socket, f.stop, nil
+}
+
+// listenIn listens on a new socket in dir, whose path may be longer than what a
+// socket's address can hold (unix(7), sun_path).
+func listenIn(dir, name string) (net.Listener, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), name)})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false) // by then that path is another; who made dir removes it
+	return l, nil
 }
 
 func (f *forwarder) stop() error {

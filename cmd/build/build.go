@@ -68,6 +68,7 @@ type secretOption struct{ ID, File, Env string }
 type sshOption struct {
 	ID    string
 	Paths []string // empty: the socket in SSH_AUTH_SOCK
+	Raw   bool     // whatever listens at the one path
 }
 
 // outputOptions say where the result goes.

@@ -237,6 +237,9 @@ func (f *buildFlags) session(o *buildOptions) error {
 		if err != nil {
 			return err
 		}
+		if slices.ContainsFunc(o.Session.SSH, func(other sshOption) bool { return other.ID == s.ID }) {
+			return fmt.Errorf("--ssh %s is given twice", s.ID)
+		}
 		o.Session.SSH = append(o.Session.SSH, s)
 	}
 	return nil

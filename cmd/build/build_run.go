@@ -97,7 +97,7 @@ func (o buildOptions) request(g *globals) (builder.Request, error) {
 		Pull:      o.Cache.Pull, NoCache: o.Cache.NoCache,
 		Tags: o.Output.Tags, Annotations: o.Output.Annotations,
 		Seal: o.Output.Quiet || o.Output.IIDFile != "", Squash: o.Output.Squash,
-		Secrets: map[string]builder.Secret{}, SSH: map[string]string{}, Allow: o.Steps.Allow, AllowDevices: o.Steps.AllowDevices,
+		Secrets: map[string]builder.Secret{}, SSH: map[string]builder.SSH{}, Allow: o.Steps.Allow, AllowDevices: o.Steps.AllowDevices,
 		Memory: o.Steps.Memory, CPUs: o.Steps.CPUs, NoNewPrivileges: o.Steps.NoNewPrivileges,
 	}
 	if len(o.Cache.ExpectCached) > 0 {
@@ -107,14 +107,7 @@ func (o buildOptions) request(g *globals) (builder.Request, error) {
 		r.Secrets[s.ID] = builder.Secret{File: s.File, Env: s.Env}
 	}
 	for _, s := range o.Session.SSH {
-		socket := os.Getenv("SSH_AUTH_SOCK")
-		if len(s.Paths) > 0 {
-			socket = s.Paths[0]
-		}
-		if socket == "" {
-			return r, usagef("--ssh %s: SSH_AUTH_SOCK is not set; start an agent, or name its socket: --ssh %s=SOCKET", s.ID, s.ID)
-		}
-		r.SSH[s.ID] = socket
+		r.SSH[s.ID] = builder.SSH{Paths: s.Paths, Raw: s.Raw}
 	}
 	return r, o.Output.outputs(&r)
 }

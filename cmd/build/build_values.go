@@ -207,15 +207,26 @@ func (o *stepOptions) allowDevice(v string) error {
 	return nil
 }
 
-// parseSSH reads NAME or NAME=PATH[,PATH…].
+// parseSSH reads NAME or NAME=PATH[,PATH…][,raw=true].
 func parseSSH(v string) (sshOption, error) {
 	id, paths, ok := strings.Cut(v, "=")
-	if id == "" || ok && paths == "" {
+	s := sshOption{ID: id}
+	for p := range strings.SplitSeq(paths, ",") {
+		var err error
+		if raw, is := strings.CutPrefix(p, "raw="); is {
+			s.Raw, err = strconv.ParseBool(raw)
+		} else if p != "" {
+			s.Paths = append(s.Paths, p)
+		}
+		if err != nil {
+			return sshOption{}, fmt.Errorf("--ssh %q: raw=%s: want true or false", v, strings.TrimPrefix(p, "raw="))
+		}
+	}
+	if id == "" || ok && len(s.Paths) == 0 {
 		return sshOption{}, fmt.Errorf("--ssh %q: want default, or NAME=SOCKET, or NAME=KEY,…", v)
 	}
-	s := sshOption{ID: id}
-	if ok {
-		s.Paths = strings.Split(paths, ",")
+	if s.Raw && len(s.Paths) != 1 {
+		return sshOption{}, fmt.Errorf("--ssh %q: raw needs one socket", v)
 	}
 	return s, nil
 }

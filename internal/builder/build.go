@@ -49,8 +49,8 @@ type Request struct {
 	Annotations map[string]string
 
 	Secrets map[string]Secret
-	SSH     map[string]string // socket by id
-	Allow   []string          // entitlements: "network.host", "security.insecure", "device"
+	SSH     map[string]SSH // by id
+	Allow   []string       // entitlements: "network.host", "security.insecure", "device"
 	// AllowDevices are single devices that are allowed, by their names and by
 	// the aliases that the Dockerfile knows them under.
 	AllowDevices map[string]string
@@ -134,6 +134,7 @@ type job struct {
 	graph    llb.Graph            // of all platforms; targets in their order
 
 	devices func() *cdi.Registry
+	agents  *agents
 
 	result   Response
 	warnings []dockerfile.Warning
@@ -142,6 +143,9 @@ type job struct {
 func (j *job) close() {
 	if j.contexts != nil {
 		j.contexts.close()
+	}
+	if j.agents != nil {
+		j.agents.stop()
 	}
 }
 
@@ -296,7 +300,7 @@ func (j *job) sources() map[string]source.Source {
 
 func (j *job) gitOptions() source.GitOptions {
 	return source.GitOptions{
-		SSHSocket: j.SSH["default"],
+		SSHSocket: j.agents.sockets["default"],
 		Secret: func(name string) ([]byte, bool) {
 			data, err := j.readSecret(name)
 			return data, err == nil
@@ -318,7 +322,7 @@ func (j *job) project() string {
 
 func (j *job) session() executor.Session {
 	return executor.Session{
-		Sources: j.from, Local: j.local, Fetcher: j.remote, Secret: func(_ context.Context, id string) ([]byte, error) { return j.readSecret(id) }, SSH: j.ssh,
+		Sources: j.from, Local: j.local, Fetcher: j.remote, Secret: func(_ context.Context, id string) ([]byte, error) { return j.readSecret(id) }, SSH: j.agents.socket,
 		Devices: j.devices, Meta: j.graph.Meta, Project: j.project(), Progress: j.Sink, Memory: j.Memory, CPUs: j.CPUs,
 		NoNewPrivileges: j.NoNewPrivileges,
 	}
@@ -352,13 +356,6 @@ func (j *job) readSecret(id string) ([]byte, error) {
 		return nil, fmt.Errorf("secret %s: %w", id, err)
 	}
 	return data, nil
-}
-
-func (j *job) ssh(id string) (string, error) {
-	if s, ok := j.SSH[id]; ok {
-		return s, nil
-	}
-	return "", fs.ErrNotExist
 }
 
 // solveAndExport runs the graph and puts the result out.

@@ -52,6 +52,9 @@ const maxDockerfile = 16 << 20
 func (j *job) open(ctx context.Context) error {
 	c := &contexts{byName: map[string]*source.Context{}}
 	j.contexts = c
+	if err := j.openSession(); err != nil {
+		return err
+	}
 	dir, err := j.contextDir(ctx)
 	if err != nil {
 		return err
@@ -82,6 +85,20 @@ func (j *job) open(ctx context.Context) error {
 	}
 	j.local = source.NewLocal(c.byName)
 	return nil
+}
+
+// openSession has ready what git and steps may use of the user's.
+func (j *job) openSession() error {
+	temp := ""
+	if len(j.SSH) > 0 {
+		var err error
+		if temp, err = j.Store.TempDir(); err != nil {
+			return err
+		}
+	}
+	var err error
+	j.agents, err = openAgents(j.SSH, temp)
+	return err
 }
 
 func (j *job) addContext(name, dir string, m *ignore.Matcher) error {
