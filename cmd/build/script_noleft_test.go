@@ -115,7 +115,7 @@ func findProcesses(t things) error {
 }
 
 // groups are the control groups of the state directory root, in whatever
-// hierarchies there are. They go with the last step or container in them.
+// hierarchies there are. They go with the last step in them.
 func groups(root string) ([]string, error) {
 	sum := blake3.Sum256([]byte(root))
 	name := "build-" + hex.EncodeToString(sum[:4]) // cache.Store.Group
@@ -136,7 +136,7 @@ func hasgroup(ts *testscript.TestScript, neg bool, args []string) {
 	found, err := groups(ts.Getenv("BUILD_ROOT"))
 	ts.Check(err)
 	if len(found) == 0 {
-		ts.Fatalf("the running container has no control group")
+		ts.Fatalf("the running step has no control group")
 	}
 }
 

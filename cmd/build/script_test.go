@@ -28,7 +28,7 @@ import (
 //	freeport NAME        sets $NAME to a port that nobody listens on
 //	get URL              does a GET until it is answered; the body is stdout
 //	size N FILE          writes N bytes that do not compress
-//	hasgroup             fails if the state directory has no control group
+//	hasgroup             fails if no step of a build has a control group
 //	noleft               fails if a mount, control group, network device, firewall
 //	                     table, process or temporary file is left behind
 func TestScript(t *testing.T) {
