@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -103,6 +104,7 @@ func (x *execution) spec(ctx context.Context) (sandbox.Spec, error) {
 		ID:         x.Store.Lease() + "-" + path.Base(x.draft.ID),
 		Args:       op.Args,
 		Dir:        op.Dir,
+		Stdin:      stdin(op.Stdin),
 		Stdout:     progress.Writer{Sink: x.Progress, Step: x.n.Digest, Stream: 1},
 		Stderr:     progress.Writer{Sink: x.Progress, Step: x.n.Digest, Stream: 2},
 		Root:       x.draft.Root,
@@ -142,6 +144,14 @@ func (x *execution) spec(ctx context.Context) (sandbox.Spec, error) {
 		return s, err
 	}
 	return s, x.mounts(ctx, &s)
+}
+
+// stdin is nil, not an empty reader, where there is none: see sandbox.Spec.
+func stdin(data []byte) io.Reader {
+	if len(data) == 0 {
+		return nil
+	}
+	return bytes.NewReader(data)
 }
 
 func hasEnv(env []string, name string) bool {

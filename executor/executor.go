@@ -20,7 +20,6 @@ import (
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/internal/progress"
 	"github.com/861fb494/build/llb"
-	"github.com/861fb494/build/solver"
 )
 
 // Result is what a step yields: a handle, not a path. It stays valid as long
@@ -93,12 +92,11 @@ type Worker struct {
 
 	mu    sync.Mutex
 	pulls map[string]*pull
-	keys  map[oci.Digest]solver.Key
 }
 
 // New makes the worker of one build.
 func New(h Host, s Session) *Worker {
-	return &Worker{Host: h, Session: s, pulls: map[string]*pull{}, keys: map[oci.Digest]solver.Key{}}
+	return &Worker{Host: h, Session: s, pulls: map[string]*pull{}}
 }
 
 // Run does the step n.

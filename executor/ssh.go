@@ -35,7 +35,7 @@ func (x *execution) forward(agent string, m llb.Mount) (socket string, stop func
 		return "", nil, err
 	}
 	socket = filepath.Join(dir, "agent")
-	l, err := listenIn(dir, "agent")
+	l, err := listen(dir, "agent")
 	if err != nil {
 		os.RemoveAll(dir)
 		return "", nil, fmt.Errorf("forward ssh agent: %w", err)
@@ -58,20 +58,20 @@ func (x *execution) forward(agent string, m llb.Mount) (socket string, stop func
 	return socket, f.stop, nil
 }
 
-// listenIn listens on a new socket in dir, whose path may be longer than what a
-// socket's address can hold (unix(7), sun_path).
-func listenIn(dir, name string) (net.Listener, error) {
+// listen makes the socket name in dir, whose path may be longer than the 108
+// bytes that unix(7) allows a socket's.
+func listen(dir, name string) (*net.UnixListener, error) {
 	d, err := os.Open(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer d.Close()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), name)})
-	if err != nil {
-		return nil, err
+	at := fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), name)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: at, Net: "unix"})
+	if err == nil {
+		l.SetUnlinkOnClose(false) // at means something else by then
 	}
-	l.SetUnlinkOnClose(false) // by then that path is another; who made dir removes it
-	return l, nil
+	return l, err
 }
 
 func (f *forwarder) stop() error {
@@ -100,8 +100,21 @@ func (f *forwarder) accept() {
 		if !f.track(in, out) {
 			return
 		}
-		f.wg.Go(func() { pipe(out, in) })
-		f.wg.Go(func() { pipe(in, out) })
+		f.wg.Go(func() { f.join(in, out) })
+	}
+}
+
+// join passes on in both directions until both have ended.
+func (f *forwarder) join(in, out net.Conn) {
+	var both sync.WaitGroup
+	both.Go(func() { pipe(out, in) })
+	both.Go(func() { pipe(in, out) })
+	both.Wait()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range []net.Conn{in, out} {
+		c.Close()
+		delete(f.conns, c)
 	}
 }
 

@@ -69,7 +69,10 @@ func decompress(r *bufio.Reader) (io.ReadCloser, error) {
 		return io.NopCloser(bzip2.NewReader(r)), nil
 	case bytes.HasPrefix(head, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
 		x, err := xz.NewReader(r)
-		return io.NopCloser(x), err
+		if err != nil {
+			return nil, err
+		}
+		return io.NopCloser(x), nil
 	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
 		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
 		if err != nil {
@@ -98,7 +101,7 @@ type Owner struct{ UID, GID int }
 // root: names and links are resolved in it, ".." stops at it, absolute links
 // begin there.
 func (a *Reader) Extract(ctx context.Context, to *tree.Tree, root string, o Options) error {
-	x := extraction{to: to, root: root, tar: a.tar, o: o}
+	x := extraction{ctx: ctx, to: to, root: root, tar: a.tar, o: o}
 	hdr := a.first
 	var err error
 	for ; err == nil; hdr, err = a.tar.Next() {
@@ -117,6 +120,7 @@ func (a *Reader) Extract(ctx context.Context, to *tree.Tree, root string, o Opti
 
 // extraction is an archive being extracted.
 type extraction struct {
+	ctx  context.Context // of the one Extract
 	to   *tree.Tree
 	root string
 	tar  *tar.Reader
@@ -253,12 +257,28 @@ func (x *extraction) regular(p string) error {
 		return err
 	}
 	h := blake3.New()
-	_, err = io.Copy(io.MultiWriter(f, h), x.tar)
+	_, err = io.Copy(io.MultiWriter(f, h), reader{x.ctx, x.tar})
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
+	if err != nil {
+		return err
+	}
 	x.learn(p, oci.Digest("blake3:"+hex.EncodeToString(h.Sum(nil))))
-	return err
+	return nil
+}
+
+// reader ends with ctx: a large file takes a while.
+type reader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r reader) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	return r.r.Read(p)
 }
 
 // learn notes the digest of the file at p; "" forgets it.
