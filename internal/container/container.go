@@ -288,6 +288,15 @@ func (cs *Containers) discard(ctx context.Context, dir, snapshot string) error {
 // sweep removes what killed processes left: half-made containers, and those
 // that were to be removed at their end. The caller holds the lock of all.
 func (cs *Containers) sweep(ctx context.Context) error {
+	// First, while the directories tell which control groups are ours: steps,
+	// and containers of another directory, are not ours to judge.
+	err := sandbox.Sweep("", func(id string) bool {
+		dir := filepath.Join(cs.Dir, id)
+		return !exists(dir) || locked(filepath.Join(dir, "lock"))
+	})
+	if err != nil {
+		return err
+	}
 	entries, err := os.ReadDir(cs.Dir)
 	if err != nil {
 		return err
@@ -316,11 +325,7 @@ func (cs *Containers) sweep(ctx context.Context) error {
 			return err
 		}
 	}
-	return sandbox.Sweep("", func(id string) bool {
-		// Steps, and containers of another directory, are not ours to judge.
-		dir := filepath.Join(cs.Dir, id)
-		return !exists(dir) || locked(filepath.Join(dir, "lock"))
-	})
+	return nil
 }
 
 func (cs *Containers) now() time.Time {

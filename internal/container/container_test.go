@@ -446,11 +446,13 @@ func TestShimKilled(t *testing.T) {
 		waited <- code
 	}()
 	time.Sleep(50 * time.Millisecond)
+	var ids []string
 	for _, name := range []string{"kept", "gone"} {
 		info, err := f.Find(name)
 		if err != nil {
 			t.Fatal(err)
 		}
+		ids = append(ids, info.ID)
 		shim := parent(t, info.Pid)
 		if err := syscall.Kill(shim, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
@@ -476,8 +478,10 @@ func TestShimKilled(t *testing.T) {
 	if _, err := f.Find("gone"); err == nil {
 		t.Error("a lost container of --rm was not removed")
 	}
-	if left, _ := filepath.Glob("/sys/fs/cgroup/*/build/" + kept.ID); len(left) > 0 {
-		t.Errorf("cgroups left: %v", left)
+	for _, id := range ids {
+		if left, _ := filepath.Glob("/sys/fs/cgroup/*/build/" + id); len(left) > 0 {
+			t.Errorf("cgroups left: %v", left)
+		}
 	}
 }
 
