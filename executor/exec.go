@@ -86,13 +86,13 @@ func (x *execution) run(ctx context.Context, spec sandbox.Spec) error {
 	}
 	p, err := x.Sandbox.Start(ctx, spec)
 	if err != nil {
-		return fmt.Errorf("process %q: %w", strings.Join(x.op.Args, " "), err)
+		return fmt.Errorf("process %q: %w", strings.Join(x.op.Args, " "), x.foreign(spec.Env, err))
 	}
 	if err := p.Wait(); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
 		}
-		return fmt.Errorf("process %q did not complete successfully: %w", strings.Join(x.op.Args, " "), err)
+		return fmt.Errorf("process %q did not complete successfully: %w", strings.Join(x.op.Args, " "), x.foreign(spec.Env, err))
 	}
 	return nil
 }
