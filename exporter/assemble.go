@@ -100,7 +100,7 @@ func (e *images) assemble(ctx context.Context, r oci.Result) (*bundle, error) {
 		manifests = append(manifests, d)
 	}
 	b.root = manifests[0]
-	if len(manifests) == 1 {
+	if len(manifests) == 1 && !r.Index {
 		return b, nil
 	}
 	idx := oci.Index{MediaType: indexType(e.a.docker), Manifests: manifests, Annotations: e.a.indexAnnotations}

@@ -81,7 +81,7 @@ func (e *files) directory(ctx context.Context, r oci.Result) error {
 func writeFiles(ctx context.Context, r oci.Result, to filesystem) error {
 	for _, img := range r.Images {
 		prefix := ""
-		if len(r.Images) > 1 {
+		if len(r.Images) > 1 || r.Index {
 			p := img.Platform
 			prefix = strings.Trim(p.OS+"_"+p.Architecture+"_"+p.Variant, "_")
 			if err := to.dir(prefix, &tar.Header{Typeflag: tar.TypeDir, Mode: 0o755, ModTime: time.Unix(0, 0)}); err != nil {

@@ -9,8 +9,12 @@ import (
 
 // Frontend says whether the front end that a file asks for ("# syntax=REF") is
 // the one built in: docker/dockerfile and docker/dockerfile-upstream, of any
-// version and out of any registry, since mirrors carry them under their name.
+// version and out of any registry, since mirrors carry them under their name;
+// or dockerfile.v0, BuildKit's word for its own.
 func Frontend(ref string) error {
+	if ref == "dockerfile.v0" {
+		return nil
+	}
 	r, err := oci.ParseReference(ref)
 	if err == nil {
 		for _, ours := range []string{"docker/dockerfile", "docker/dockerfile-upstream"} {

@@ -63,10 +63,11 @@ type entry struct {
 // reading is the reading of a Dockerfile and what it includes.
 type reading struct {
 	*File
-	read  Reader
-	count int             // of INCLUDEs
-	bytes int             // of what they name
-	taken map[string]bool // files whose stages are there
+	read        Reader
+	anyFrontend bool            // Options.AnyFrontend
+	count       int             // of INCLUDEs
+	bytes       int             // of what they name
+	taken       map[string]bool // files whose stages are there
 }
 
 // place is where a file's instructions come to stand.
@@ -93,7 +94,7 @@ func (r *reading) source(name string, data []byte) (*Source, []*parser.Node, err
 		}
 		return nil, nil, &Error{File: name, Err: fmt.Errorf("%s is empty", what)}
 	}
-	if ref, _, at, ok := parser.DetectSyntax(data); ok {
+	if ref, _, at, ok := parser.DetectSyntax(data); ok && !r.anyFrontend {
 		if err := Frontend(ref); err != nil {
 			return nil, nil, r.errorAt(err, s.shift(at))
 		}

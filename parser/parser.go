@@ -71,8 +71,21 @@ func Parse(name string, data []byte) (*File, error) {
 // ParseIncluding is Parse for a Dockerfile that may include others, which read
 // finds.
 func ParseIncluding(name string, data []byte, read Reader) (*File, error) {
+	return ParseWith(name, data, Options{Read: read})
+}
+
+// Options are those of ParseWith.
+type Options struct {
+	Read Reader // finds what INCLUDE names; may be nil
+	// AnyFrontend: what front end the file asks for does not count, since the
+	// user has chosen one.
+	AnyFrontend bool
+}
+
+// ParseWith is Parse with options.
+func ParseWith(name string, data []byte, o Options) (*File, error) {
 	f := &File{Name: name, Data: data, Escape: parser.DefaultEscapeToken}
-	r := &reading{File: f, read: read, taken: map[string]bool{}}
+	r := &reading{File: f, read: o.Read, anyFrontend: o.AnyFrontend, taken: map[string]bool{}}
 	s, nodes, err := r.source(name, data)
 	if err != nil {
 		return f, err

@@ -178,6 +178,12 @@ func (f *buildFlags) frontend(o *buildOptions) (err error) {
 	if o.Frontend.Args, err = parsePairs("build-arg", *f.lists["build-arg"], os.LookupEnv); err != nil {
 		return err
 	}
+	// As docker buildx has it: https://reproducible-builds.org/specs/source-date-epoch/.
+	if v := os.Getenv("SOURCE_DATE_EPOCH"); v != "" {
+		if _, ok := o.Frontend.Args["SOURCE_DATE_EPOCH"]; !ok {
+			o.Frontend.Args["SOURCE_DATE_EPOCH"] = v
+		}
+	}
 	empty := func(string) (string, bool) { return "", true }
 	if o.Frontend.Labels, err = parsePairs("label", *f.lists["label"], empty); err != nil {
 		return err

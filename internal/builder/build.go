@@ -131,6 +131,7 @@ type job struct {
 	from     map[string]source.Source // by scheme
 	file     *parser.File
 	lowered  []*dockerfile.Result // one a platform
+	index    bool                 // the result is an index, be it of one image
 	graph    llb.Graph            // of all platforms; targets in their order
 
 	devices func() *cdi.Registry
@@ -153,7 +154,7 @@ func (j *job) close() {
 func (j *job) lower(ctx context.Context) error {
 	var err error
 	defer func() { j.result.Dockerfile = j.file }()
-	if j.file, err = parser.ParseIncluding(j.contexts.dockerfileName, j.contexts.dockerfile, j.include); err != nil {
+	if j.file, err = parser.ParseWith(j.contexts.dockerfileName, j.contexts.dockerfile, parser.Options{Read: j.include, AnyFrontend: hasKey(j.Frontend.BuildArgs, "BUILDKIT_SYNTAX")}); err != nil {
 		return err
 	}
 	if j.Call == CallTargets {
@@ -166,6 +167,9 @@ func (j *job) lower(ctx context.Context) error {
 	}
 	o := j.Frontend
 	o.MultiPlatform = len(platforms) > 1
+	if j.index, err = asIndex(o.BuildArgs["BUILDKIT_MULTI_PLATFORM"], len(platforms)); err != nil {
+		return err
+	}
 	o.Ignore = j.contexts.ignore
 	o.NoCache = j.NoCache
 	o.AllStages = j.Call == CallCheck && o.Target == ""

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -133,7 +134,9 @@ func (j *job) contextFromURL(ctx context.Context) (dir string, err error) {
 func (j *job) contextFromGit(ctx context.Context, src llb.Source) (string, error) {
 	git := source.NewGit(filepath.Join(j.Store.Dir(), "git"), j.gitOptions())
 	// The Dockerfile may ask for the history: COPY .git, git describe.
-	src.Git.KeepDir = src.Git.KeepDir || j.Frontend.BuildArgs["BUILDKIT_CONTEXT_KEEP_GIT_DIR"] == "1"
+	if keep, err := strconv.ParseBool(j.Frontend.BuildArgs["BUILDKIT_CONTEXT_KEEP_GIT_DIR"]); err == nil {
+		src.Git.KeepDir = src.Git.KeepDir || keep
+	}
 	src, err := git.Pin(ctx, src)
 	if err != nil {
 		return "", err

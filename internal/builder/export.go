@@ -132,7 +132,7 @@ func (j *job) export(ctx context.Context, out *outputs, results []executor.Resul
 			images = append(images, img)
 		}
 		j.result.Images, j.result.Sealed = images, true
-		res := oci.Result{Names: j.Tags, Images: images, Annotations: j.Annotations}
+		res := oci.Result{Names: j.Tags, Images: images, Annotations: j.Annotations, Index: j.index}
 		for _, o := range out.list {
 			d, err := o.Export(ctx, res)
 			if err != nil {
@@ -140,7 +140,7 @@ func (j *job) export(ctx context.Context, out *outputs, results []executor.Resul
 			}
 			j.result.Descriptor = d
 		}
-		if len(images) > 1 && j.result.Descriptor.Digest != "" {
+		if j.index && j.result.Descriptor.Digest != "" {
 			j.result.ID = j.result.Descriptor.Digest
 			return nil
 		}

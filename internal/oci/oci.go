@@ -100,5 +100,6 @@ type PlatformImage struct {
 type Result struct {
 	Names       []Reference
 	Images      []PlatformImage // one a platform, in the order asked for
+	Index       bool            // an index, and a directory for each platform, though there be one image
 	Annotations map[string]string
 }
