@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
 	"sync"
 	"time"
 
@@ -107,6 +108,9 @@ type Context struct {
 	ignore *ignore.Matcher
 	stats  Stats
 
+	devOnce sync.Once
+	dev     uint64 // of the directory
+
 	mu      sync.Mutex
 	shown   map[string]bool // of excluded directories: whether anything in them is left
 	digests map[string]pinned
@@ -170,7 +174,18 @@ func (c *Context) hide(e tree.Entry, err error) (tree.Entry, error) {
 	// A context's files are root's in the image, whoever's they are here, and
 	// of their permissions the sticky, setuid and setgid bits count too.
 	e.UID, e.GID = 0, 0
+	if err == nil && e.Nlink > 1 && e.Type() == unix.S_IFREG && !c.single(e.Path) {
+		// An inode's number says nothing beyond its filesystem.
+		e.Nlink = 1
+	}
 	return e, err
+}
+
+// single reports whether p is on the filesystem of the directory itself.
+func (c *Context) single(p string) bool {
+	c.devOnce.Do(func() { _, _, c.dev, _ = c.tree.Stamp("/") })
+	_, _, dev, err := c.tree.Stamp(p)
+	return err == nil && dev == c.dev
 }
 
 // Lstat is the entry at p, owned by root.
@@ -181,7 +196,43 @@ func (c *Context) Quick(p string) (tree.Entry, error) { return c.hide(c.tree.Qui
 
 // Resolve follows symbolic links inside the directory. What is excluded is no
 // link.
-func (c *Context) Resolve(p string, last bool) (string, error) { return c.tree.Resolve(p, last) }
+func (c *Context) Resolve(p string, last bool) (string, error) {
+	if c.ignore == nil {
+		return c.tree.Resolve(p, last)
+	}
+	done, rest := "/", strings.Trim(p, "/")
+	for links := 0; rest != ""; {
+		name, tail, _ := strings.Cut(rest, "/")
+		rest = tail
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			done = path.Dir(done)
+			continue
+		}
+		done = path.Join(done, name)
+		if rest == "" && !last {
+			break
+		}
+		e, err := c.Quick(done)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || err == nil && e.Type() != unix.S_IFLNK {
+			continue
+		}
+		if links++; err == nil && links > 255 {
+			err = &fs.PathError{Op: "resolve", Path: p, Err: unix.ELOOP}
+		}
+		if err != nil {
+			return "", err
+		}
+		done = path.Dir(done)
+		if strings.HasPrefix(e.Link, "/") {
+			done = "/"
+		}
+		rest = strings.Trim(strings.Trim(e.Link, "/")+"/"+rest, "/")
+	}
+	return done, nil
+}
 
 // ReadDir is the sorted names in directory p.
 func (c *Context) ReadDir(p string) ([]string, error) {
