@@ -34,6 +34,10 @@ import (
 //
 // where key is made of the URL. Anything in it may be deleted at any time.
 type HTTP struct {
+	// Secret, if set, tells a secret of the build's, and whether it was given:
+	// HTTP_AUTH_HEADER_HOST and HTTP_AUTH_TOKEN_HOST are sent to that host.
+	Secret func(name string) ([]byte, bool)
+
 	dir    string
 	client *http.Client
 	pause  time.Duration // before the second try
@@ -214,12 +218,27 @@ func (h *HTTP) download(ctx context.Context, u, etag string, want oci.Digest) (r
 	panic("unreachable")
 }
 
+// authorize adds what the build has to show the host. It is not sent on to
+// another one that the host redirects to.
+func (h *HTTP) authorize(req *http.Request) {
+	if h.Secret == nil {
+		return
+	}
+	for _, s := range []struct{ name, scheme string }{{"HTTP_AUTH_HEADER_", ""}, {"HTTP_AUTH_TOKEN_", "Bearer "}} {
+		if v, ok := h.Secret(s.name + req.URL.Hostname()); ok {
+			req.Header.Set("Authorization", s.scheme+strings.TrimSpace(string(v)))
+			return
+		}
+	}
+}
+
 func (h *HTTP) try(ctx context.Context, u, etag string, want oci.Digest) (r record, again bool, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
 	if err != nil {
 		return r, false, err
 	}
 	req.Header.Set("User-Agent", "build")
+	h.authorize(req)
 	if etag != "" {
 		req.Header.Set("If-None-Match", etag)
 	}

@@ -194,6 +194,48 @@ func TestHTTPErrors(t *testing.T) {
 	}
 }
 
+func TestHTTPAuth(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/away" {
+			// Another host: what is for this one is not sent there.
+			http.Redirect(w, r, strings.Replace("http://"+r.Host+"/f", "127.0.0.1", "localhost", 1), http.StatusFound)
+			return
+		}
+		if r.Header.Get("Authorization") != "Bearer s3cret" {
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	tests := []struct {
+		name, path string
+		secrets    map[string]string
+		ok         bool
+	}{
+		{"none", "/f", nil, false},
+		{"token", "/f", map[string]string{"HTTP_AUTH_TOKEN_127.0.0.1": "s3cret\n"}, true},
+		{"header", "/f", map[string]string{"HTTP_AUTH_HEADER_127.0.0.1": "Bearer s3cret"}, true},
+		{"header before token", "/f", map[string]string{"HTTP_AUTH_HEADER_127.0.0.1": "Bearer s3cret", "HTTP_AUTH_TOKEN_127.0.0.1": "x"}, true},
+		{"of another host", "/f", map[string]string{"HTTP_AUTH_TOKEN_example.com": "s3cret"}, false},
+		{"redirected to another host", "/away", map[string]string{"HTTP_AUTH_TOKEN_127.0.0.1": "s3cret"}, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			h := NewHTTP(t.TempDir(), nil)
+			h.Secret = func(name string) ([]byte, bool) {
+				v, ok := tt.secrets[name]
+				return []byte(v), ok
+			}
+			_, err := h.Pin(t.Context(), llb.Source{Ref: srv.URL + tt.path})
+			if (err == nil) != tt.ok {
+				t.Errorf("Pin with %q = %v, want it to succeed: %v", tt.secrets, err, tt.ok)
+			}
+			if err != nil && strings.Contains(err.Error(), "s3cret") {
+				t.Errorf("Pin = %v: the secret is in there", err)
+			}
+		})
+	}
+}
+
 func TestHTTPDamagedCopy(t *testing.T) {
 	p := &page{body: "text", etag: `"1"`}
 	dir := t.TempDir()

@@ -297,7 +297,7 @@ func (j *job) sources() map[string]source.Source {
 	return map[string]source.Source{
 		llb.Local:    j.local,
 		llb.Registry: j.remote,
-		llb.HTTP:     source.NewHTTP(filepath.Join(j.Store.Dir(), "http"), nil),
+		llb.HTTP:     j.httpSource(),
 		llb.Git:      source.NewGit(filepath.Join(j.Store.Dir(), "git"), j.gitOptions()),
 	}
 }
@@ -305,11 +305,19 @@ func (j *job) sources() map[string]source.Source {
 func (j *job) gitOptions() source.GitOptions {
 	return source.GitOptions{
 		SSHSocket: j.agents.sockets["default"],
-		Secret: func(name string) ([]byte, bool) {
-			data, err := j.readSecret(name)
-			return data, err == nil
-		},
+		Secret:    j.secret,
 	}
+}
+
+func (j *job) httpSource() *source.HTTP {
+	h := source.NewHTTP(filepath.Join(j.Store.Dir(), "http"), nil)
+	h.Secret = j.secret
+	return h
+}
+
+func (j *job) secret(name string) ([]byte, bool) {
+	data, err := j.readSecret(name)
+	return data, err == nil
 }
 
 // project is what the user would call the thing that is built.

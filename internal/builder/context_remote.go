@@ -150,7 +150,7 @@ func (j *job) contextFromGit(ctx context.Context, src llb.Source) (string, error
 }
 
 func (j *job) contextFromHTTP(ctx context.Context) (string, error) {
-	web := source.NewHTTP(filepath.Join(j.Store.Dir(), "http"), nil)
+	web := j.httpSource()
 	src, err := web.Pin(ctx, llb.Source{Scheme: llb.HTTP, Ref: j.Context, Filename: "context"})
 	if err != nil {
 		return "", err
