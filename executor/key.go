@@ -106,7 +106,7 @@ func (w *Worker) selected(ctx context.Context, n *llb.Node, r Result, s pick.Sel
 	if len(s.Sources) == 1 && s.Sources[0] == "/" && len(s.Excludes) == 0 && !s.Parents {
 		return r.Content(), nil
 	}
-	t, err := w.view(ctx, n, r)
+	t, err := w.keyed(ctx, r)
 	if err != nil {
 		return "", err
 	}

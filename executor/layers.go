@@ -96,10 +96,10 @@ func (w *Worker) fetchLayer(ctx context.Context, l oci.Layer, chain []oci.Layer)
 		return nil // another process has unpacked it meanwhile
 	}
 	p := w.beginPull(l.Origin)
-	defer func() { w.endPull(l.Origin, err) }()
+	defer func() { w.endPull(l.Origin, Shown(err)) }()
 	r, err := w.Fetcher.OpenLayer(ctx, l, p.step)
 	if err != nil {
-		return fmt.Errorf("pull %s: %w", l.Origin, err)
+		return Lost(ctx, l, fmt.Errorf("pull %s: %w", l.Origin, err))
 	}
 	defer r.Close()
 	d, err := w.Store.PreparePulled(ctx, l.ID, chain)
@@ -109,12 +109,15 @@ func (w *Worker) fetchLayer(ctx context.Context, l oci.Layer, chain []oci.Layer)
 	defer d.Discard()
 	changes, err := layer.Apply(ctx, r, d.Tree, layer.ApplyOptions{Complete: chain != nil})
 	if err != nil {
-		return fmt.Errorf("unpack layer %s of %s: %w", l.DiffID, l.Origin, err)
+		return Lost(ctx, l, fmt.Errorf("unpack layer %s of %s: %w", l.DiffID, l.Origin, err))
 	}
 	// What follows the tar's end belongs to the blob: its digest is verified
 	// when all of it has been read.
 	if _, err := io.Copy(io.Discard, r); err != nil {
-		return fmt.Errorf("pull %s: %w", l.Origin, err)
+		return Lost(ctx, l, fmt.Errorf("pull %s: %w", l.Origin, err))
+	}
+	if got := layer.Digest(changes); l.Imported && l.Content != l.DiffID && got != l.Content {
+		return Lost(ctx, l, fmt.Errorf("layer %s of %s has the content %s, not %s", l.DiffID, l.Origin, got, l.Content))
 	}
 	_, err = d.CommitPulled(ctx, l, changes)
 	return err

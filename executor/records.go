@@ -12,7 +12,10 @@ import (
 )
 
 // Records is the solver's cache in a state directory.
-type Records struct{ Store *cache.Store }
+type Records struct {
+	Store  *cache.Store
+	Losses *Losses // imported layers that are not to be had; may be nil
+}
 
 // recorded is the form in which a Result is kept.
 type recorded struct {
@@ -27,6 +30,9 @@ func (c Records) Get(_ context.Context, k solver.Key) (Result, error) {
 	r, err := c.Store.Step(k.Digest)
 	if err != nil {
 		return Result{}, &solver.Miss{Why: c.why(k, err)}
+	}
+	if err := c.Losses.Why(r.Layers); err != nil {
+		return Result{}, &solver.Miss{Why: "a layer of it is not to be had: " + err.Error()}
 	}
 	return resultOf(r), nil
 }

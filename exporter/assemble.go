@@ -148,6 +148,10 @@ func (e *images) manifest(ctx context.Context, b *bundle, img oci.PlatformImage,
 	for _, l := range parts.layers {
 		m.Layers = append(m.Layers, l.desc)
 	}
+	if len(img.Annotations) > 0 {
+		annotations = maps.Clone(annotations)
+		maps.Copy(annotations, img.Annotations)
+	}
 	if !e.a.docker && len(annotations) > 0 {
 		m.Annotations = annotations
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	specs "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -54,7 +55,8 @@ func (w *local) layer(ctx context.Context, l oci.Layer) (blob, error) {
 // keep sees to it that a pulled layer's blob can be had again: it is in the
 // store, or a registry has it, else it is copied to the store now.
 func (w *local) keep(ctx context.Context, l oci.Layer) error {
-	if l.Origin != "" {
+	inRegistry := l.Origin != "" && !strings.Contains(l.Origin, "://")
+	if inRegistry {
 		ref, err := oci.ParseReference(l.Origin)
 		if err == nil {
 			err = w.store.AddOrigin(l.Blob.Digest, ref.Repository())
@@ -63,7 +65,7 @@ func (w *local) keep(ctx context.Context, l oci.Layer) error {
 			return err
 		}
 	}
-	if w.store.Renew(*l.Blob) || l.Origin != "" || l.Compressed == nil || len(l.Blob.URLs) > 0 {
+	if w.store.Renew(*l.Blob) || inRegistry || l.Compressed == nil || len(l.Blob.URLs) > 0 {
 		return nil
 	}
 	r, err := l.Compressed(ctx)

@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/861fb494/build/cache/remote"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/llb"
 )
@@ -38,6 +39,7 @@ type cacheOptions struct {
 	NoCache       bool
 	NoCacheStages []string
 	ExpectCached  []string // stages; allStages alone for all of them
+	From, To      []remote.Spec
 }
 
 // stepOptions are the surroundings of RUN steps.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/861fb494/build/cache/remote"
 	"github.com/861fb494/build/internal/oci"
 )
 
@@ -54,8 +55,8 @@ func (f *buildFlags) declare(set *pflag.FlagSet) {
 	set.StringSliceVar(&o.Cache.NoCacheStages, "no-cache-filter", nil, "do so for these `stages`")
 	set.StringSliceVar(&o.Cache.ExpectCached, "expect-cached", nil, "fail, and say why, if a step of these `stages` would run; without stages, if any would")
 	set.Lookup("expect-cached").NoOptDefVal = allStages
-	list("cache-from", "", "not supported yet")
-	list("cache-to", "", "not supported yet")
+	list("cache-from", "", "take results of steps from this cache, as `type=TYPE,NAME=VALUE,…`, or a name in a registry")
+	list("cache-to", "", "put results of steps there: type=registry, local, inline, s3 or gha, as `type=TYPE,NAME=VALUE,…`")
 
 	set.StringVar(&o.Steps.Network, "network", "default", "`network` of RUN steps: default, none or host")
 	list("add-host", "", "further line of /etc/hosts in RUN steps, as `NAME:ADDRESS`")
@@ -99,7 +100,7 @@ func (f *buildFlags) declare(set *pflag.FlagSet) {
 func (f *buildFlags) options(buildContext string) (buildOptions, error) {
 	o := f.plain
 	o.Context = buildContext
-	for _, step := range []func(*buildOptions) error{f.unsupported, f.words, f.frontend, f.steps, f.session, f.output} {
+	for _, step := range []func(*buildOptions) error{f.unsupported, f.words, f.frontend, f.caches, f.steps, f.session, f.output} {
 		if err := step(&o); err != nil {
 			return buildOptions{}, err
 		}
@@ -112,11 +113,6 @@ func (f *buildFlags) options(buildContext string) (buildOptions, error) {
 
 // unsupported refuses what docker build has and this one does not have yet.
 func (f *buildFlags) unsupported(*buildOptions) error {
-	for _, name := range []string{"cache-from", "cache-to"} {
-		if len(*f.lists[name]) > 0 {
-			return fmt.Errorf("--%s is not supported yet", name)
-		}
-	}
 	for name, value := range map[string]string{"provenance": f.provenance, "sbom": f.sbom} {
 		off := value == "disabled=true"
 		if b, err := strconv.ParseBool(value); err == nil && !b {
@@ -228,6 +224,23 @@ func (f *buildFlags) steps(o *buildOptions) (err error) {
 	}
 	o.Steps.CPUs, err = parseCPUs(f.cpus)
 	return err
+}
+
+func (f *buildFlags) caches(o *buildOptions) error {
+	for _, way := range []struct {
+		flag   string
+		export bool
+		to     *[]remote.Spec
+	}{{"cache-from", false, &o.Cache.From}, {"cache-to", true, &o.Cache.To}} {
+		for _, v := range *f.lists[way.flag] {
+			s, err := parseCache(way.flag, v, way.export)
+			if err != nil {
+				return err
+			}
+			*way.to = append(*way.to, s)
+		}
+	}
+	return nil
 }
 
 func (f *buildFlags) session(o *buildOptions) error {

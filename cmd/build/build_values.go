@@ -9,6 +9,7 @@ import (
 
 	"github.com/docker/go-units"
 
+	"github.com/861fb494/build/cache/remote"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/llb"
 )
@@ -269,4 +270,32 @@ func parseOutput(v string) (outputOption, error) {
 		return outputOption{}, fmt.Errorf("--output %q: no directory; add dest=PATH", v)
 	}
 	return o, nil
+}
+
+// parseCache reads type=TYPE[,NAME=VALUE…], or a bare name, which is of a
+// registry.
+func parseCache(flag, v string, export bool) (remote.Spec, error) {
+	s := remote.Spec{Attrs: map[string]string{}}
+	names, values, err := fields(flag, v)
+	if err != nil {
+		return s, err
+	}
+	if len(names) == 1 && !strings.Contains(v, "=") {
+		s.Type, s.Attrs["ref"] = remote.TypeRegistry, v
+	} else {
+		for i, name := range names {
+			if name == "type" {
+				s.Type = values[i]
+				continue
+			}
+			s.Attrs[name] = values[i]
+		}
+	}
+	if s.Type == "" {
+		return s, fmt.Errorf("--%s %q: no type; want type=TYPE,NAME=VALUE,…", flag, v)
+	}
+	if err := s.Check(export); err != nil {
+		return s, fmt.Errorf("--%s %q: %w", flag, v, err)
+	}
+	return s, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 
 	"github.com/861fb494/build/cache/image"
@@ -32,6 +33,9 @@ type ImageOptions struct {
 	// Built finds a layer that was built here, and has no blob, by its diff
 	// ID. nil: there are none.
 	Built func(oci.Digest) (oci.Layer, bool)
+	// Elsewhere opens a blob of a layer whose Origin is a URL, unverified. nil:
+	// there are none.
+	Elsewhere func(ctx context.Context, origin string, d oci.Descriptor) (io.ReadCloser, error)
 	// Progress is told how much of a blob has been downloaded, in bytes, at
 	// most some ten times a second and once at its end. nil: nobody is.
 	Progress func(d oci.Descriptor, current int64, done bool)

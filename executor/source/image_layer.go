@@ -68,6 +68,12 @@ func (m *Images) layer(ref oci.Reference, b oci.Descriptor, diffID oci.Digest) o
 // store on its way. An error that wraps image.ErrDamaged says that the store's
 // copy is bad; the next call fetches the blob anew.
 func (m *Images) blob(ctx context.Context, ref oci.Reference, d oci.Descriptor) (io.ReadCloser, error) {
+	return m.kept(ctx, d, ref.Familiar(), ref.Repository(), func() (io.ReadCloser, error) { return m.download(ctx, ref, d) })
+}
+
+// kept opens a blob of the store, else what fetch opens, which goes into the
+// store on its way; repository, if not empty, is where it is from.
+func (m *Images) kept(ctx context.Context, d oci.Descriptor, from, repository string, fetch func() (io.ReadCloser, error)) (io.ReadCloser, error) {
 	m.mu.Lock()
 	damaged := m.damaged[d.Digest]
 	m.mu.Unlock()
@@ -81,9 +87,9 @@ func (m *Images) blob(ctx context.Context, ref oci.Reference, d oci.Descriptor) 
 		}
 	}
 	if m.o.Offline {
-		return nil, fmt.Errorf("layer %s of %s: %w here, and registries are not asked (offline)", d.Digest, ref.Familiar(), image.ErrNotFound)
+		return nil, fmt.Errorf("layer %s of %s: %w here, and registries are not asked (offline)", d.Digest, from, image.ErrNotFound)
 	}
-	r, err := m.download(ctx, ref, d)
+	r, err := fetch()
 	if err != nil {
 		return nil, err
 	}
@@ -92,12 +98,12 @@ func (m *Images) blob(ctx context.Context, ref oci.Reference, d oci.Descriptor) 
 		r.Close()
 		return nil, err
 	}
-	return &download{m: m, r: r, w: w, desc: d, repository: ref.Repository()}, nil
+	return &download{m: m, r: r, w: w, desc: d, from: from, repository: repository}, nil
 }
 
 // download asks ref's registry and then, for an image that was named anew here,
 // wherever the blob is known to be.
-func (m *Images) download(ctx context.Context, ref oci.Reference, d oci.Descriptor) (*registry.BlobReader, error) {
+func (m *Images) download(ctx context.Context, ref oci.Reference, d oci.Descriptor) (io.ReadCloser, error) {
 	var failed error
 	for _, repository := range append([]string{ref.Repository()}, m.store.Origins(d.Digest)...) {
 		at, err := oci.ParseReference(repository + "@" + ref.Digest.String())
@@ -138,10 +144,11 @@ func (s *stored) Read(p []byte) (int, error) {
 // download reads a registry's blob and puts it into the store at its end.
 type download struct {
 	m          *Images
-	r          *registry.BlobReader
+	r          io.ReadCloser // of a registry a *registry.BlobReader
 	w          *image.Writer // computes the digest
 	desc       oci.Descriptor
-	repository string
+	from       string    // for people
+	repository string    // empty: from no registry
 	told       time.Time // when Progress was last called
 	done       bool
 }
@@ -166,7 +173,10 @@ func (d *download) Read(p []byte) (int, error) {
 
 func (d *download) finish() error {
 	if got := d.w.Digest(); got != d.desc.Digest {
-		return d.r.Mismatch(got)
+		if r, ok := d.r.(*registry.BlobReader); ok {
+			return r.Mismatch(got)
+		}
+		return fmt.Errorf("%s: blob %s: got the digest %s", d.from, d.desc.Digest, got)
 	}
 	if err := d.w.Commit(d.desc); err != nil {
 		return err
@@ -174,6 +184,9 @@ func (d *download) finish() error {
 	d.m.mu.Lock()
 	delete(d.m.damaged, d.desc.Digest)
 	d.m.mu.Unlock()
+	if d.repository == "" {
+		return nil
+	}
 	return d.m.store.AddOrigin(d.desc.Digest, d.repository)
 }
 
@@ -243,11 +256,33 @@ func (t *tarReader) Close() error { return errors.Join(t.tar.Close(), t.blob.Clo
 // Reopen gives a layer of an image, as a record kept it, the functions that
 // open its bytes.
 func (m *Images) Reopen(l oci.Layer) (oci.Layer, error) {
+	if strings.Contains(l.Origin, "://") {
+		return m.elsewhere(l)
+	}
 	ref, err := oci.ParseReference(l.Origin)
 	if err != nil {
 		return l, err
 	}
 	open := m.layer(ref, *l.Blob, l.DiffID)
 	l.Tar, l.Compressed = open.Tar, open.Compressed
+	return l, nil
+}
+
+// elsewhere is Reopen of a layer whose blob no registry has.
+func (m *Images) elsewhere(l oci.Layer) (oci.Layer, error) {
+	if m.o.Elsewhere == nil {
+		return l, fmt.Errorf("%s is not asked here", l.Origin)
+	}
+	d := *l.Blob
+	l.Compressed = func(ctx context.Context) (io.ReadCloser, error) {
+		return m.kept(ctx, d, l.Origin, "", func() (io.ReadCloser, error) { return m.o.Elsewhere(ctx, l.Origin, d) })
+	}
+	l.Tar = func(ctx context.Context) (io.ReadCloser, error) {
+		r, err := l.Compressed(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return newTar(r, l.DiffID)
+	}
 	return l, nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/861fb494/build/cache/remote"
 	"github.com/861fb494/build/executor"
 	"github.com/861fb494/build/executor/cdi"
 	"github.com/861fb494/build/executor/pick"
@@ -41,6 +42,8 @@ type Request struct {
 	// ExpectCached fails the build before it begins if a step of these stages
 	// would run; of any stage, where it is empty and not nil.
 	ExpectCached []string
+
+	CacheFrom, CacheTo []remote.Spec // checked
 
 	Tags        []oci.Reference
 	Outputs     []exporter.Output
@@ -105,7 +108,7 @@ func (b *Builder) Build(ctx context.Context, r Request) (*Response, error) {
 }
 
 func (j *job) run(ctx context.Context) error {
-	for _, phase := range []func(context.Context) error{j.open, j.lower, j.permitted, j.pin, j.expectCached, j.solveAndExport} {
+	for _, phase := range []func(context.Context) error{j.open, j.lower, j.permitted, j.pin, j.openImports, j.expectCached, j.solveAgain} {
 		if err := phase(ctx); err != nil {
 			return err
 		}
@@ -127,7 +130,7 @@ type job struct {
 
 	contexts *contexts
 	local    *source.Local
-	remote   *remote
+	remote   *remoteImages
 	from     map[string]source.Source // by scheme
 	file     *parser.File
 	lowered  []*dockerfile.Result // one a platform
@@ -136,6 +139,8 @@ type job struct {
 
 	devices func() *cdi.Registry
 	agents  *agents
+
+	steps []executor.Result // of the graph's targets
 
 	result   Response
 	warnings []dockerfile.Warning
@@ -378,7 +383,7 @@ func (j *job) solveAndExport(ctx context.Context) error {
 		return err
 	}
 	defer out.close()
-	w := &worker{Worker: executor.New(j.host, j.session()), out: out, spine: spine(j.graph.Targets)}
+	w := &worker{Worker: executor.New(j.host, j.session()), imports: j.remote.imports, out: out, spine: spine(j.graph.Targets)}
 	if j.Squash {
 		w.spine = nil // the layers of steps are none of the image's
 	}
@@ -387,6 +392,7 @@ func (j *job) solveAndExport(ctx context.Context) error {
 	j.result.Ran = obs.ran
 	j.contexts.save()
 	j.saveLast(obs)
+	j.steps = slices.Clone(results)
 	if err == nil && j.Squash {
 		err = j.squash(ctx, w.Worker, results)
 	}
@@ -395,9 +401,13 @@ func (j *job) solveAndExport(ctx context.Context) error {
 	}
 	if !j.Seal && len(j.Tags) == 0 && len(j.Outputs) == 0 {
 		j.result.ID, err = j.keep(results)
+	} else {
+		err = j.export(ctx, out, results)
+	}
+	if err != nil {
 		return err
 	}
-	return j.export(ctx, out, results)
+	return j.exportCaches(ctx)
 }
 
 // spine is the nodes whose layers the targets' images consist of.
@@ -427,8 +437,9 @@ func spine(targets []*llb.Node) map[oci.Digest]bool {
 // worker is an executor that hands layers to the outputs as they are made.
 type worker struct {
 	*executor.Worker
-	out   *outputs
-	spine map[oci.Digest]bool
+	imports *imports
+	out     *outputs
+	spine   map[oci.Digest]bool
 }
 
 // Run implements solver.Worker.
@@ -438,4 +449,9 @@ func (w *worker) Run(ctx context.Context, n *llb.Node, in []executor.Result) (ex
 		w.out.begin(ctx, r.Layers)
 	}
 	return r, err
+}
+
+// Import implements solver.Importer.
+func (w *worker) Import(ctx context.Context, k solver.Key) (executor.Result, error) {
+	return w.imports.Import(ctx, k)
 }

@@ -41,6 +41,7 @@ type Builder struct {
 	options  Options
 	solver   *solver.Solver[executor.Result]
 	host     executor.Host
+	losses   executor.Losses
 	poolOnce sync.Once
 	pool     *compress.Pool
 
@@ -80,7 +81,7 @@ func Open(ctx context.Context, root string, o Options) (_ *Builder, err error) {
 		return nil, err
 	}
 	b.host = executor.Host{Store: b.Store, Sandbox: box, Networks: network.New("", network.Options{})}
-	b.solver = solver.New[executor.Result](executor.Records{Store: b.Store}, solver.Options{})
+	b.solver = solver.New[executor.Result](executor.Records{Store: b.Store, Losses: &b.losses}, solver.Options{})
 	return b, nil
 }
 

@@ -131,6 +131,9 @@ func (j *job) export(ctx context.Context, out *outputs, results []executor.Resul
 			}
 			images = append(images, img)
 		}
+		if err := j.inline(ctx, images); err != nil {
+			return err
+		}
 		j.result.Images, j.result.Sealed = images, true
 		res := oci.Result{Names: j.Tags, Images: images, Annotations: j.Annotations, Index: j.index}
 		for _, o := range out.list {
@@ -161,7 +164,7 @@ func (j *job) image(ctx context.Context, i int, r executor.Result) (oci.Platform
 }
 
 // seal gives each layer its diff ID, several at once.
-func (b *Builder) seal(ctx context.Context, r *remote, layers []oci.Layer) ([]oci.Layer, error) {
+func (b *Builder) seal(ctx context.Context, r *remoteImages, layers []oci.Layer) ([]oci.Layer, error) {
 	out := make([]oci.Layer, len(layers))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))

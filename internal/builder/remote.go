@@ -15,25 +15,26 @@ import (
 	"github.com/861fb494/build/llb"
 )
 
-// remote is where a build's images come from: the store's own, and those of
+// remoteImages is where a build's images come from: the store's own, and those of
 // registries.
-type remote struct {
+type remoteImages struct {
 	*source.Images
 	builder *Builder
 	sink    progress.Sink
+	imports *imports // caches that the build may take layers from; may be nil
 
 	mu    sync.Mutex
 	steps map[oci.Digest]progress.Step // by blob: who is told how far it is
 }
 
-func (b *Builder) newRemote(pull bool, sink progress.Sink) (*remote, error) {
+func (b *Builder) newRemote(pull bool, sink progress.Sink) (*remoteImages, error) {
 	client, err := b.Registry()
 	if err != nil {
 		return nil, err
 	}
-	r := &remote{builder: b, sink: sink, steps: map[oci.Digest]progress.Step{}}
+	r := &remoteImages{builder: b, sink: sink, steps: map[oci.Digest]progress.Step{}}
 	r.Images = source.NewImages(b.Images, client, source.ImageOptions{
-		Pull: pull, Pins: pins{b}, Built: r.built, Progress: r.progress,
+		Pull: pull, Pins: pins{b}, Built: r.built, Elsewhere: r.elsewhere, Progress: r.progress,
 	})
 	return r, nil
 }
@@ -46,13 +47,13 @@ func (p pins) Put(ref oci.Reference, d oci.Descriptor) error { return p.b.Store.
 // built finds a layer of a local image that was built here. What is built upon
 // it has the same keys as on a machine that pulled the image: its content is
 // its diff ID.
-func (r *remote) built(diffID oci.Digest) (oci.Layer, bool) {
+func (r *remoteImages) built(diffID oci.Digest) (oci.Layer, bool) {
 	l, ok := r.builder.Store.Built(diffID)
 	l.Content = diffID
 	return l, ok
 }
 
-func (r *remote) progress(d oci.Descriptor, current int64, done bool) {
+func (r *remoteImages) progress(d oci.Descriptor, current int64, done bool) {
 	r.mu.Lock()
 	step, ok := r.steps[d.Digest]
 	r.mu.Unlock()
@@ -62,7 +63,7 @@ func (r *remote) progress(d oci.Descriptor, current int64, done bool) {
 }
 
 // Resolve implements dockerfile.Bases.
-func (r *remote) Resolve(ctx context.Context, ref string, p oci.Platform) (llb.Source, oci.Image, error) {
+func (r *remoteImages) Resolve(ctx context.Context, ref string, p oci.Platform) (llb.Source, oci.Image, error) {
 	layout, ok := strings.CutPrefix(ref, "oci-layout://")
 	if !ok {
 		return r.Images.Resolve(ctx, ref, p)
@@ -88,7 +89,7 @@ func splitLayout(s string) (dir, tag string, digest oci.Digest) {
 }
 
 // OpenLayer implements executor.Fetcher.
-func (r *remote) OpenLayer(ctx context.Context, l oci.Layer, step progress.Step) (io.ReadCloser, error) {
+func (r *remoteImages) OpenLayer(ctx context.Context, l oci.Layer, step progress.Step) (io.ReadCloser, error) {
 	if l.Tar == nil {
 		l = r.openable(l)
 	}
@@ -100,7 +101,7 @@ func (r *remote) OpenLayer(ctx context.Context, l oci.Layer, step progress.Step)
 
 // openable gives a layer, which may come from a record, the functions that open
 // its bytes.
-func (r *remote) openable(l oci.Layer) oci.Layer {
+func (r *remoteImages) openable(l oci.Layer) oci.Layer {
 	if l.Blob == nil {
 		l.Tar = func(ctx context.Context) (io.ReadCloser, error) { return r.builder.Store.Tar(ctx, l.ID) }
 		return l
@@ -108,7 +109,11 @@ func (r *remote) openable(l oci.Layer) oci.Layer {
 	open, err := r.Images.Reopen(l)
 	if err != nil {
 		l.Tar = func(context.Context) (io.ReadCloser, error) { return nil, fmt.Errorf("layer %s: %w", l.ID, err) }
-		return l
+	} else {
+		l = open
 	}
-	return open
+	if l.Imported {
+		return lossy(l)
+	}
+	return l
 }

@@ -47,7 +47,7 @@ func (b *Builder) Runnable(ctx context.Context, name string, p oci.Platform, pul
 }
 
 // stored is an image of the image store.
-func (b *Builder) stored(ctx context.Context, r *remote, name string, found image.Found, p oci.Platform) (Runnable, error) {
+func (b *Builder) stored(ctx context.Context, r *remoteImages, name string, found image.Found, p oci.Platform) (Runnable, error) {
 	ref := found.Ref
 	if (ref == oci.Reference{}) {
 		// Found by its ID: the source needs some name to go with the digest.
@@ -57,7 +57,7 @@ func (b *Builder) stored(ctx context.Context, r *remote, name string, found imag
 }
 
 // pulled is an image that a registry is asked for; it gets its name here.
-func (b *Builder) pulled(ctx context.Context, r *remote, name string, p oci.Platform) (Runnable, error) {
+func (b *Builder) pulled(ctx context.Context, r *remoteImages, name string, p oci.Platform) (Runnable, error) {
 	ref, err := oci.ParseReference(name)
 	if err != nil {
 		return Runnable{}, err
@@ -77,7 +77,7 @@ func (b *Builder) pulled(ctx context.Context, r *remote, name string, p oci.Plat
 	return run, b.Images.Set(ref, img.Desc)
 }
 
-func (b *Builder) runnable(ctx context.Context, r *remote, src llb.Source, name string) (Runnable, error) {
+func (b *Builder) runnable(ctx context.Context, r *remoteImages, src llb.Source, name string) (Runnable, error) {
 	img, err := r.Images.Image(ctx, src)
 	if err != nil {
 		return Runnable{}, err

@@ -94,6 +94,8 @@ type PlatformImage struct {
 	// Raw is the configuration's bytes where an image that came from elsewhere
 	// must keep its ID; where it is nil, Image is encoded.
 	Raw []byte
+	// Annotations are the manifest's own, besides the Result's.
+	Annotations map[string]string
 }
 
 // Result is what a build yields and an exporter puts out.

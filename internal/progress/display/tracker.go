@@ -66,6 +66,7 @@ func (t *tracker) start(e progress.Started, now time.Time) (*step, bool) {
 		s.began = now
 	}
 	t.steps[e.Step] = s
+	t.stopped = 0 // it goes on: those steps were not the end
 	if !s.internal {
 		t.show(s)
 	}
