@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/executor/source"
 	"github.com/861fb494/build/llb/dockerfile"
@@ -75,7 +77,7 @@ func (j *job) open(ctx context.Context) error {
 		if !dockerfile.IsDirectory(value) {
 			continue
 		}
-		m, err := ignoreFile(filepath.Join(value, ".dockerignore"))
+		m, err := c.ignoreFile(filepath.Join(value, ".dockerignore"))
 		if err != nil {
 			return err
 		}
@@ -137,7 +139,7 @@ func (j *job) contextDir(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("build context: %w", err)
 	}
 	if !st.IsDir() {
-		return "", fmt.Errorf("build context %s is no directory", j.Context)
+		return "", fmt.Errorf("build context %s is no directory; a Dockerfile is given with --file %s, beside the directory", j.Context, j.Context)
 	}
 	return j.Context, nil
 }
@@ -148,22 +150,24 @@ func (j *job) readDockerfile(dir string) error {
 		return nil // it was all of standard input
 	}
 	path := j.File
-	switch path {
-	case "-":
-		if j.Context == "-" {
-			return errors.New("the context and the Dockerfile cannot both be standard input")
-		}
+	switch {
+	case path == "-" && j.Context == "-":
+		return errors.New("the context and the Dockerfile cannot both be standard input")
+	case path == "-":
 		data, err := readAll(j.Stdin)
 		c.dockerfile, c.dockerfileName = data, "-"
 		return err
-	case "":
+	case path == "":
 		path = filepath.Join(dir, "Dockerfile")
-	default:
-		if c.temp != "" && !filepath.IsAbs(path) {
-			path = filepath.Join(dir, path) // of a context that came as an archive
+	case c.temp != "" && !filepath.IsAbs(path):
+		path = filepath.Join(dir, path) // of a context that came as an archive
+	}
+	f, err := c.openFile(path)
+	if lower := lowerCase(path); errors.Is(err, fs.ErrNotExist) && lower != "" {
+		if other, lowerErr := c.openFile(lower); lowerErr == nil {
+			f, err, path = other, nil, lower
 		}
 	}
-	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) && j.File == "" {
 		return fmt.Errorf("there is no Dockerfile in %s: name it with --file", dir)
 	}
@@ -173,13 +177,45 @@ func (j *job) readDockerfile(dir string) error {
 	defer f.Close()
 	c.dockerfilePath = path
 	if c.dockerfile, err = readAll(f); err != nil {
-		return fmt.Errorf("read %s: %w", path, err)
+		return fmt.Errorf("read Dockerfile: %w", err)
 	}
 	c.dockerfileName = filepath.Base(path)
 	if j.File != "" {
 		c.dockerfileName = j.File
 	}
 	return nil
+}
+
+// lowerCase is the other name that a file called Dockerfile may have, as with
+// docker build.
+func lowerCase(path string) string {
+	if filepath.Base(path) != "Dockerfile" {
+		return ""
+	}
+	return filepath.Join(filepath.Dir(path), "dockerfile")
+}
+
+// openFile opens a file of the user's. In a context that came from elsewhere a
+// symbolic link cannot lead out of it, and nothing but a file is opened.
+func (c *contexts) openFile(path string) (*os.File, error) {
+	rel, err := filepath.Rel(c.temp, path)
+	if c.temp == "" || err != nil || !filepath.IsLocal(rel) {
+		return os.Open(path)
+	}
+	root, err := os.OpenRoot(c.temp)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := root.OpenFile(rel, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		f.Close()
+		return nil, cmpErr(err, fmt.Errorf("%s is no file", rel))
+	}
+	return f, nil
 }
 
 func readAll(r io.Reader) ([]byte, error) {
@@ -193,15 +229,12 @@ func readAll(r io.Reader) ([]byte, error) {
 // readIgnore reads <Dockerfile>.dockerignore beside the Dockerfile, or else the
 // context's .dockerignore.
 func (j *job) readIgnore(dir string) (*ignore.Matcher, string, error) {
-	path := filepath.Join(dir, "Dockerfile")
-	if j.File != "" && j.File != "-" {
-		path = j.File
-		if j.contexts.temp != "" && !filepath.IsAbs(path) {
-			path = filepath.Join(dir, path)
-		}
+	var names []string
+	if beside := j.contexts.dockerfilePath; beside != "" {
+		names = append(names, beside+".dockerignore")
 	}
-	for _, p := range []string{path + ".dockerignore", filepath.Join(dir, ".dockerignore")} {
-		m, err := ignoreFile(p)
+	for _, p := range append(names, filepath.Join(dir, ".dockerignore")) {
+		m, err := j.contexts.ignoreFile(p)
 		if err != nil || m != nil {
 			return m, filepath.Base(p), err
 		}
@@ -210,8 +243,8 @@ func (j *job) readIgnore(dir string) (*ignore.Matcher, string, error) {
 }
 
 // ignoreFile is nil for a file that is not there.
-func ignoreFile(path string) (*ignore.Matcher, error) {
-	f, err := os.Open(path)
+func (c *contexts) ignoreFile(path string) (*ignore.Matcher, error) {
+	f, err := c.openFile(path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNotDir) {
 		return nil, nil
 	}
