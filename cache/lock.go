@@ -49,6 +49,9 @@ func newLease(dir string) (*lease, error) {
 
 func (l *lease) close() error {
 	err := os.Remove(l.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil // closed before
+	}
 	l.f.Close()
 	return err
 }

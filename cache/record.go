@@ -110,7 +110,8 @@ func (s *Store) placePath(place string) string {
 }
 
 // Step is the record under key. One that is not there is an fs.ErrNotExist; one
-// whose layers are gone, or that is damaged, is removed and a *DamagedError.
+// whose layers have been collected is removed, and an fs.ErrNotExist too; one that
+// is damaged is removed and a *DamagedError.
 func (s *Store) Step(key oci.Digest) (*Record, error) {
 	path := s.stepPath(key)
 	var r Record
@@ -122,7 +123,7 @@ func (s *Store) Step(key oci.Digest) (*Record, error) {
 		err = s.present(r.Layers)
 	}
 	var damaged *DamagedError
-	if errors.As(err, &damaged) {
+	if errors.As(err, &damaged) || errors.Is(err, errGone) {
 		os.Remove(path)
 	}
 	if err != nil {
@@ -178,14 +179,25 @@ func (s *Store) Last(of string) (*Record, error) {
 	return &Record{Key: p.Key, Place: p.Place, Parts: p.Parts, Created: p.Created}, nil
 }
 
+// errGone is for a record whose layers have been collected.
+var errGone = fmt.Errorf("it was collected: %w", fs.ErrNotExist)
+
 // present reports layers that were built here and are gone. Pulled layers can
 // be fetched again.
 func (s *Store) present(layers []oci.Layer) error {
+	s.use(layers)
 	for _, l := range layers {
 		if l.Blob != nil {
 			continue
 		}
-		if _, err := s.Layer(l.ID); err != nil {
+		_, err := s.Layer(l.ID)
+		var bad *DamagedError
+		if errors.Is(err, fs.ErrNotExist) && !errors.As(err, &bad) {
+			if _, err := os.Lstat(s.layerPath(l.ID)); errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("layer %s: %w", l.ID, errGone)
+			}
+		}
+		if err != nil {
 			return &DamagedError{What: "layer " + l.ID, Err: err}
 		}
 	}

@@ -34,6 +34,7 @@ type Store struct {
 
 	mu    sync.Mutex
 	known map[string]oci.Layer // committed layers, as their metadata says
+	used  map[string]bool      // layers that are marked as used
 }
 
 // Open opens the state directory dir, which is made if it is not there, and
@@ -44,7 +45,7 @@ func Open(ctx context.Context, dir string, driver Driver) (*Store, error) {
 			return nil, fmt.Errorf("open state directory: %w", err)
 		}
 	}
-	s := &Store{dir: dir, driver: driver, now: time.Now, boot: bootID(), known: map[string]oci.Layer{}}
+	s := &Store{dir: dir, driver: driver, now: time.Now, boot: bootID(), known: map[string]oci.Layer{}, used: map[string]bool{}}
 	var err error
 	if s.lease, err = newLease(filepath.Join(dir, "leases")); err != nil {
 		return nil, err

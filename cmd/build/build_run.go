@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/docker/go-units"
+
 	"github.com/861fb494/build/exporter"
 	"github.com/861fb494/build/internal/builder"
 	"github.com/861fb494/build/internal/oci"
@@ -62,7 +64,33 @@ func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 	if err != nil {
 		return failed(g.stderr, show, err)
 	}
-	return o.Output.print(g, res)
+	if err := o.Output.print(g, res); err != nil {
+		return err
+	}
+	autoPrune(ctx, g, b)
+	return nil
+}
+
+// autoPrune keeps the state directory within its bound. What goes wrong with it
+// is no matter of the build that succeeded.
+func autoPrune(ctx context.Context, g *globals, b *builder.Builder) {
+	keep, off, err := keepStorage(os.Getenv("BUILD_KEEP_STORAGE"))
+	if err != nil {
+		fmt.Fprintln(g.stderr, "build: BUILD_KEEP_STORAGE:", err)
+	}
+	if off || err != nil {
+		return
+	}
+	pinned, err := g.pinned()
+	if err == nil {
+		var r builder.PruneResult
+		if r, err = b.AutoPrune(ctx, keep, pinned); r.Bytes() > 0 {
+			fmt.Fprintf(g.stderr, "build: pruned %s of what was used longest ago ('build prune --help')\n", units.HumanSize(float64(r.Bytes())))
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(g.stderr, "build: prune:", err)
+	}
 }
 
 // failed prints what there is to say of a failed build, and returns an error

@@ -15,8 +15,10 @@ func commands() []command {
 	return []command{
 		{"build", "Build an image from a Dockerfile (the word may be left out)", newBuildCommand},
 		{"completion", "Print the shell's completion script", newCompletionCommand},
+		{"du", "Say what takes room in the state directory", newDuCommand},
 		{"exec", "Run a further command in a running container", newExecCommand},
 		{"explain", "Say which steps of a build are cached, which are not, and why", newExplainCommand},
+		{"fsck", "Check all that is in the state directory", newFsckCommand},
 		{"history", "Show the steps that an image was made by", newHistoryCommand},
 		{"images", "List images", newImagesCommand},
 		{"inspect", "Show all that is known of images, as JSON", newInspectCommand},
@@ -25,6 +27,7 @@ func commands() []command {
 		{"login", "Log in to a registry", newLoginCommand},
 		{"logout", "Log out from a registry", newLogoutCommand},
 		{"logs", "Print what a container has written", newLogsCommand},
+		{"prune", "Remove what is no longer needed from the state directory", newPruneCommand},
 		{"ps", "List containers", newPsCommand},
 		{"pull", "Download an image", newPullCommand},
 		{"push", "Upload an image to a registry", newPushCommand},

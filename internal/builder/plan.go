@@ -80,96 +80,141 @@ func (j *job) plan(ctx context.Context) (Plan, error) {
 	w := executor.New(j.host, j.session())
 	records := executor.Records{Store: j.Store}
 	p := Plan{Dockerfile: j.contexts.dockerfileName, Context: j.project()}
-	f := foresight{job: j, worker: w, records: records, results: map[oci.Digest]executor.Result{}, dirty: map[oci.Digest]bool{}}
-	var failed error
+	f := foresight{
+		job: j, worker: w, records: records, results: map[oci.Digest]executor.Result{},
+		dirty: map[oci.Digest]bool{}, steps: map[oci.Digest]PlanStep{}, visited: map[oci.Digest]bool{},
+	}
 	j.graph.Walk(func(n *llb.Node) {
-		if failed != nil {
-			return
-		}
-		step, r, known, err := f.step(ctx, n)
-		if err != nil {
-			failed = j.locate(j.stepError(n, err))
-			return
-		}
-		if known {
-			f.results[n.Digest] = r
-		}
-		if step.Status != "" {
-			p.Steps = append(p.Steps, step)
+		for _, in := range n.Inputs {
+			f.dirty[n.Digest] = f.dirty[n.Digest] || f.dirty[in.Digest] || j.graph.Meta[in.Digest].NoCache
 		}
 	})
-	return p, failed
+	for _, n := range j.graph.Targets {
+		if err := f.visit(ctx, n); err != nil {
+			return p, err
+		}
+	}
+	j.graph.Walk(func(n *llb.Node) {
+		if s, ok := f.steps[n.Digest]; ok && s.Status != "" {
+			p.Steps = append(p.Steps, s)
+		}
+	})
+	return p, nil
 }
 
-// foresight is a plan being made, inputs first.
+// foresight is a plan being made, in the solver's order: a step that is found
+// needs nothing of what is below it.
 type foresight struct {
 	*job
 	worker  *executor.Worker
 	records executor.Records
 	results map[oci.Digest]executor.Result // of steps that are cached
 	dirty   map[oci.Digest]bool            // steps with one below that is run whatever the cache holds
+	steps   map[oci.Digest]PlanStep        // no Status is nothing to tell of
+	visited map[oci.Digest]bool
 }
 
-// step is what will become of n. One without a Status is nothing to tell of.
-func (f *foresight) step(ctx context.Context, n *llb.Node) (step PlanStep, r executor.Result, known bool, err error) {
-	j, w, records := f.job, f.worker, f.records
-	m := j.graph.Meta[n.Digest]
-	for _, in := range n.Inputs {
-		f.dirty[n.Digest] = f.dirty[n.Digest] || f.dirty[in.Digest] || j.graph.Meta[in.Digest].NoCache
+func (f *foresight) visit(ctx context.Context, n *llb.Node) error {
+	if f.visited[n.Digest] {
+		return nil
 	}
-	if s, ok := n.Op.(llb.Source); ok {
-		if s.Scheme == llb.Git || s.Scheme == llb.HTTP {
-			r, err := records.Get(ctx, solver.Key{Digest: n.Digest})
-			return step, r, err == nil, nil // else it would be downloaded
-		}
-		r, err := w.Run(ctx, n, nil)
-		return step, r, err == nil, err
-	}
-	if !m.Internal {
-		step = PlanStep{Name: m.Name, Stage: m.Stage, Platform: m.Platform, Status: StepCached}
-		if len(m.Positions) > 0 {
-			step.Position = m.Positions[0].String()
+	f.visited[n.Digest] = true
+	m := f.graph.Meta[n.Digest]
+	noCache := f.NoCache || m.NoCache
+	if _, ok := n.Op.(llb.Source); !ok && !noCache && !f.dirty[n.Digest] {
+		if r, err := f.records.Get(ctx, solver.Key{Digest: n.Digest}); err == nil {
+			f.found(n, r)
+			return nil
 		}
 	}
-	tell := func(status, why string) {
-		if !m.Internal {
-			step.Status, step.Why = status, why
-		}
-	}
-	noCache := j.NoCache || m.NoCache
-	if !noCache && !f.dirty[n.Digest] {
-		if r, err := records.Get(ctx, solver.Key{Digest: n.Digest}); err == nil {
-			return step, r, true, nil
-		}
-	}
+	var missing *llb.Node
 	var in []executor.Result
 	for _, i := range n.Inputs {
+		if err := f.visit(ctx, i); err != nil {
+			return err
+		}
 		r, ok := f.results[i.Digest]
-		if !ok {
-			tell(StepDepends, fmt.Sprintf("%s comes first", j.nameOf(i)))
-			return step, executor.Result{}, false, nil
+		if !ok && missing == nil {
+			missing = i
 		}
 		in = append(in, r)
 	}
-	if _, ok := n.Op.(llb.Merge); ok {
-		r, err := w.Run(ctx, n, in)
-		return step, r, err == nil, err
+	status, why, err := f.decide(ctx, n, in, missing, noCache)
+	if err != nil {
+		return f.locate(f.stepError(n, err))
+	}
+	f.tell(n, status, why)
+	return nil
+}
+
+// decide looks for the result of n by the content of its inputs.
+func (f *foresight) decide(ctx context.Context, n *llb.Node, in []executor.Result, missing *llb.Node, noCache bool) (status, why string, err error) {
+	if missing != nil {
+		return StepDepends, f.nameOf(missing) + " comes first", nil
+	}
+	switch op := n.Op.(type) {
+	case llb.Source:
+		if op.Scheme == llb.Git || op.Scheme == llb.HTTP {
+			r, err := f.records.Get(ctx, solver.Key{Digest: n.Digest})
+			if err == nil {
+				f.results[n.Digest] = r
+			}
+			return "", "", nil // else it would be downloaded
+		}
+		f.results[n.Digest], err = f.worker.Run(ctx, n, nil)
+		return "", "", err
+	case llb.Merge:
+		f.results[n.Digest], err = f.worker.Run(ctx, n, in)
+		return StepCached, "", err
 	}
 	if noCache {
-		tell(StepRuns, "the cache is not used for this step")
-		return step, executor.Result{}, false, nil
+		return StepRuns, "the cache is not used for this step", nil
 	}
-	key, err := w.Key(ctx, n, in)
+	key, err := f.worker.Key(ctx, n, in)
 	if err != nil {
-		return step, executor.Result{}, false, err
+		return "", "", err
 	}
-	r, err = records.Get(ctx, key)
+	r, err := f.records.Get(ctx, key)
 	var miss *solver.Miss
 	if errors.As(err, &miss) {
-		tell(StepRuns, miss.Why)
-		return step, executor.Result{}, false, nil
+		return StepRuns, miss.Why, nil
 	}
-	return step, r, err == nil, err
+	if err == nil {
+		f.results[n.Digest] = r
+	}
+	return StepCached, "", err
+}
+
+// found is for a step that its own digest finds: so are those below it, as far
+// as anybody asks.
+func (f *foresight) found(n *llb.Node, r executor.Result) {
+	f.results[n.Digest] = r
+	f.tell(n, StepCached, "")
+	for _, in := range n.Inputs {
+		f.unasked(in)
+	}
+}
+
+func (f *foresight) unasked(n *llb.Node) {
+	if _, ok := f.steps[n.Digest]; ok {
+		return
+	}
+	f.tell(n, StepCached, "")
+	for _, in := range n.Inputs {
+		f.unasked(in)
+	}
+}
+
+func (f *foresight) tell(n *llb.Node, status, why string) {
+	m := f.graph.Meta[n.Digest]
+	if _, ok := n.Op.(llb.Source); ok || m.Internal || m.Name == "" {
+		status = ""
+	}
+	s := PlanStep{Name: m.Name, Stage: m.Stage, Platform: m.Platform, Status: status, Why: why}
+	if len(m.Positions) > 0 {
+		s.Position = m.Positions[0].String()
+	}
+	f.steps[n.Digest] = s
 }
 
 // nameOf is the name of the step n, or of the first below it that has one.

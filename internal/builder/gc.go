@@ -1,0 +1,145 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/861fb494/build/cache"
+	"github.com/861fb494/build/cache/image"
+	"github.com/861fb494/build/internal/oci"
+)
+
+// PruneResult is what a Prune removed.
+type PruneResult struct {
+	Items []cache.Item
+	Blobs image.Pruned // of the image store: what no image refers to
+}
+
+// Bytes is the room that was freed.
+func (p PruneResult) Bytes() int64 {
+	n := p.Blobs.Bytes
+	for _, i := range p.Items {
+		n += i.Size
+	}
+	return n
+}
+
+// blobGrace is how long a blob of the image store may lie unnamed: a build or a
+// pull writes it first and names it last.
+const blobGrace = time.Hour
+
+// Prune removes what nothing needs. pinned lists layers that containers stand
+// on. o.Wanted is set here.
+func (b *Builder) Prune(ctx context.Context, o cache.PruneOptions, pinned []string) (PruneResult, error) {
+	var err error
+	if o.Wanted, err = b.wanted(pinned); err != nil {
+		return PruneResult{}, err
+	}
+	var r PruneResult
+	r.Items, err = b.Store.Prune(ctx, o)
+	if err == nil && o.All && !o.DryRun && len(o.Kinds) == 0 {
+		r.Blobs, err = b.Images.Prune(ctx, blobGrace, nil)
+	}
+	return r, err
+}
+
+// Usage lists what takes room in the state directory; pinned as for Prune.
+func (b *Builder) Usage(ctx context.Context, pinned []string) ([]cache.Item, error) {
+	wanted, err := b.wanted(pinned)
+	if err != nil {
+		return nil, err
+	}
+	return b.Store.Usage(ctx, wanted)
+}
+
+// wanted tells of a layer what needs it: a container, or an image of the store,
+// which has no other copy of what was built here.
+func (b *Builder) wanted(pinned []string) (func(id string) string, error) {
+	need := map[string]string{}
+	for _, id := range pinned {
+		need[id] = "a container"
+	}
+	list, err := b.Images.List()
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range list {
+		name := n.Desc.Digest.String()
+		if n.HasName() {
+			name = n.Ref.Familiar()
+		}
+		manifests, err := b.Images.Manifests(n.Desc)
+		if err != nil {
+			continue // one that cannot be read needs nothing that it could use
+		}
+		for _, d := range manifests {
+			m, err := b.Images.Manifest(d.Digest)
+			if err != nil {
+				continue
+			}
+			b.need(need, m.Layers, "image "+name)
+		}
+	}
+	return func(id string) string { return need[id] }, nil
+}
+
+func (b *Builder) need(need map[string]string, layers []oci.Descriptor, by string) {
+	for _, l := range layers {
+		if built, ok := b.Store.Built(l.Digest); ok {
+			need[built.ID] = by
+		}
+	}
+}
+
+// Bounds of what AutoPrune leaves.
+const (
+	shareOfDisk = 5        // the state directory may take one part in so many of its file system
+	leastBound  = 10 << 30 // but so many bytes in any case
+	freeOfDisk  = 20       // one part in so many is to stay free
+	pruneEvery  = 24 * time.Hour
+)
+
+// AutoPrune is called after a build. Once a day, or whenever the disk is nearly
+// full, it removes what was used longest ago until the state directory is within
+// its bound: keep bytes, or for 0 a fifth of its file system and at least 10 GiB.
+func (b *Builder) AutoPrune(ctx context.Context, keep int64, pinned []string) (PruneResult, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(b.Store.Dir(), &st); err != nil {
+		return PruneResult{}, fmt.Errorf("prune: %w", err)
+	}
+	size, free := int64(st.Blocks)*st.Bsize, int64(st.Bavail)*st.Bsize
+	low := free < size/freeOfDisk
+	stamp := filepath.Join(b.Store.Dir(), "pruned")
+	if last, err := os.Stat(stamp); err == nil && time.Since(last.ModTime()) < pruneEvery && (!low || time.Since(last.ModTime()) < time.Hour) {
+		return PruneResult{}, nil
+	}
+	if err := os.WriteFile(stamp, nil, 0o644); err != nil && !errors.Is(err, unix.ENOSPC) {
+		return PruneResult{}, fmt.Errorf("prune: %w", err)
+	}
+	if keep == 0 {
+		keep = max(size/shareOfDisk, leastBound)
+	}
+	if low {
+		used := int64(0)
+		items, err := b.Usage(ctx, pinned)
+		if err != nil {
+			return PruneResult{}, err
+		}
+		for _, i := range items {
+			used += i.Size
+		}
+		keep = min(keep, max(used-(size/freeOfDisk-free), 1))
+	}
+	return b.Prune(ctx, cache.PruneOptions{Keep: keep}, pinned)
+}
+
+// Check reads all of the state directory and returns what is wrong with it.
+func (b *Builder) Check(ctx context.Context) []error {
+	return append(b.Store.Check(ctx), b.Images.Check(ctx)...)
+}
