@@ -261,6 +261,7 @@ func (l *lowering) start(s *stage) (state, error) {
 			st.root, st.bare = l.fromNode(s, r), true
 		default:
 			st.root = l.fromNode(s, r)
+			st.windows = r.image != nil && r.image.OS == windows && r.source.Scheme != llb.Scratch
 		}
 	}
 	if s.external || s.replaced {

@@ -64,6 +64,8 @@ func TestLowerErrors(t *testing.T) {
 		{"front end by argument", "FROM alpine\n", dockerfile.Options{BuildArgs: map[string]string{"BUILDKIT_SYNTAX": "x/y:1"}},
 			`Dockerfile: the front end "x/y:1" is not supported: the Dockerfile language (docker/dockerfile) is built in, and no other is run`},
 		{"bad epoch", "FROM alpine\n", dockerfile.Options{BuildArgs: map[string]string{"SOURCE_DATE_EPOCH": "soon"}}, "Dockerfile: invalid SOURCE_DATE_EPOCH: soon"},
+		{"layer upon Windows", "FROM windows AS w\nENV a=b\nFROM w\nUSER x\nCOPY a b\n", dockerfile.Options{},
+			"Dockerfile:5: this adds a layer to a Windows image, which is not supported: only its configuration can be changed, or a Windows image built from scratch"},
 		{"bad network", "FROM alpine\n", dockerfile.Options{Network: "container:x"}, `Dockerfile: invalid network mode "container:x": want default, none or host`},
 	}
 	for _, tt := range tests {
@@ -222,4 +224,12 @@ func FuzzLower(f *testing.F) {
 			}
 		})
 	})
+}
+
+func TestWindowsConfig(t *testing.T) {
+	for _, in := range []string{"FROM windows\nENV a=b\nCMD [\"x\"]\n", "FROM --platform=windows/amd64 scratch\nCOPY a b\n", "FROM scratch\nCOPY --from=windows /x /\n"} {
+		if _, err := lower(in, &fakeBases{}, dockerfile.Options{}); err != nil {
+			t.Errorf("Lower(%q) = %v", in, err)
+		}
+	}
 }

@@ -246,6 +246,8 @@ func (b *fakeBases) Resolve(_ context.Context, ref string, p oci.Platform) (llb.
 		img.Config.OnBuild = []string{"COPY --from=tools /t /t", "RUN touch /triggered", "ENV TRIGGERED=1"}
 	case "docker.io/library/nothing:latest":
 		img.RootFS.DiffIDs, img.History = nil, nil
+	case "docker.io/library/windows:latest":
+		img.OS, img.OSVersion = "windows", "10.0.20348.1006"
 	case "docker.io/library/arm:latest":
 		img.Architecture = "arm64"
 	case "oci-layout://store@sha256:" + strings.Repeat("2", 64):

@@ -19,9 +19,11 @@ type state struct {
 	root  *llb.Node // the root filesystem
 	local string    // instead of root: the user's directory of that name
 	bare  bool      // root is a tree from outside that no layer holds
-	image oci.Image
-	env   env    // what RUN sees and what variables are looked up in: ENV and ARG
-	dir   string // of RUN, absolute
+	// windows: root is a Windows image's.
+	windows bool
+	image   oci.Image
+	env     env    // what RUN sees and what variables are looked up in: ENV and ARG
+	dir     string // of RUN, absolute
 
 	args       []instructions.KeyValuePairOptional // ARGs declared up to here
 	included   []included                          // files whose instructions these are

@@ -1,6 +1,7 @@
 package dockerfile
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -45,6 +46,10 @@ func (l *lowering) lower(needed map[*stage]bool) error {
 	return nil
 }
 
+// errWindows is the error for a layer upon those of a Windows image, which have
+// the files below Files/ and hives of the registry beside them.
+var errWindows = errors.New("this adds a layer to a Windows image, which is not supported: only its configuration can be changed, or a Windows image built from scratch")
+
 func (l *lowering) lowerStage(s *stage) error {
 	if s.lowered {
 		return nil
@@ -65,7 +70,11 @@ func (l *lowering) lowerStage(s *stage) error {
 			if st, err = l.enter(st, in.In); err != nil {
 				return l.file.Error(err, in.In.At)
 			}
-			if st, err = x.do(st); err != nil {
+			before := st.root
+			if st, err = x.do(st); err == nil && st.windows && st.root != before {
+				err = errWindows
+			}
+			if err != nil {
 				return l.file.Error(err, in.Location())
 			}
 		}
