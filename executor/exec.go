@@ -143,7 +143,25 @@ func (x *execution) spec(ctx context.Context) (sandbox.Spec, error) {
 	if err := x.devices(&s); err != nil {
 		return s, err
 	}
+	if err := x.workdir(s); err != nil {
+		return s, err
+	}
 	return s, x.mounts(ctx, &s)
+}
+
+// workdir makes the working directory where the image lacks it; it and those
+// made above it belong to the step's user, as in BuildKit.
+func (x *execution) workdir(s sandbox.Spec) error {
+	t := x.draft.Tree
+	at, err := t.Resolve(s.Dir, true)
+	if err != nil {
+		return fmt.Errorf("working directory %s: %w", s.Dir, err)
+	}
+	e := &edit{to: t, now: time.Now()}
+	if err := e.mkdirAll(at, 0o755, &owner{int(s.User.UID), int(s.User.GID)}); err != nil {
+		return fmt.Errorf("working directory %s: %w", s.Dir, err)
+	}
+	return nil
 }
 
 // stdin is nil, not an empty reader, where there is none: see sandbox.Spec.

@@ -139,7 +139,8 @@ func (e *edit) owned(t tree.Entry, who *owner) tree.Entry {
 }
 
 // mkdirAll makes the directory p, which is resolved, and those above it, with
-// mode and owner; those that are there stay as they are.
+// mode and owner; those that are there stay as they are. As with mkdir(2), what
+// is made in a directory with the setgid bit has it too.
 func (e *edit) mkdirAll(p string, mode uint32, who *owner) error {
 	var missing []string
 	for {
@@ -148,6 +149,7 @@ func (e *edit) mkdirAll(p string, mode uint32, who *owner) error {
 			if !t.IsDir() {
 				return &fs.PathError{Op: "mkdir", Path: p, Err: unix.ENOTDIR}
 			}
+			mode |= t.Mode & unix.S_ISGID
 			break
 		}
 		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
