@@ -188,10 +188,11 @@ func (c *Context) single(p string) bool {
 	return err == nil && dev == c.dev
 }
 
-// Lstat is the entry at p, owned by root.
-func (c *Context) Lstat(p string) (tree.Entry, error) { return c.hide(c.tree.Lstat(p)) }
+// Lstat is the entry at p, owned by root. It has no extended attributes: of a
+// context BuildKit keeps none, since file capabilities go when it sets the owner.
+func (c *Context) Lstat(p string) (tree.Entry, error) { return c.Quick(p) }
 
-// Quick is Lstat without extended attributes.
+// Quick is Lstat.
 func (c *Context) Quick(p string) (tree.Entry, error) { return c.hide(c.tree.Quick(p)) }
 
 // Resolve follows symbolic links inside the directory. What is excluded is no
