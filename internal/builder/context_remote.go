@@ -45,6 +45,9 @@ func gitURL(s string) string {
 // contextFromStdin takes an archive, or a Dockerfile without a context, from
 // standard input.
 func (j *job) contextFromStdin(ctx context.Context) (string, error) {
+	if j.Stdin == nil {
+		return "", errors.New("read the context from standard input: there is none")
+	}
 	dir, err := j.contextFromReader(ctx, j.Stdin)
 	if err != nil {
 		return "", fmt.Errorf("read the context from standard input: %w", err)
@@ -109,7 +112,10 @@ func extractContext(ctx context.Context, r io.Reader, dir string) error {
 	if err != nil {
 		return err
 	}
-	err = a.Extract(ctx, t, "/", archive.Options{Now: time.Now()})
+	// In the image they are root's whoever owns them here, and giving them away
+	// is for root alone.
+	owner := &archive.Owner{UID: os.Getuid(), GID: os.Getgid()}
+	err = a.Extract(ctx, t, "/", archive.Options{Now: time.Now(), Owner: owner})
 	return errors.Join(err, t.Close())
 }
 

@@ -169,6 +169,9 @@ func (j *job) readDockerfile(dir string) error {
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) && j.File == "" {
+		if c.temp != "" {
+			dir = "the build context"
+		}
 		return fmt.Errorf("there is no Dockerfile in %s: name it with --file", dir)
 	}
 	if err != nil {

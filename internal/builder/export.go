@@ -53,6 +53,7 @@ func (j *job) outputs() (*outputs, error) {
 		if needsRegistry(w) {
 			c, err := j.Registry()
 			if err != nil {
+				o.close()
 				return nil, err
 			}
 			opts.Registry = c
