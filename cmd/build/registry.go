@@ -20,13 +20,3 @@ func (g *globals) registryConfig() (registry.Config, error) {
 	}
 	return c, err
 }
-
-// registry is the client that speaks to registries as the user configured it,
-// logged in as Docker's configuration says.
-func (g *globals) registry() (*registry.Client, error) {
-	c, err := g.registryConfig()
-	if err != nil {
-		return nil, err
-	}
-	return registry.New(registry.Options{Config: c, Keychain: registry.DefaultCredentials()}), nil
-}
