@@ -289,8 +289,8 @@ func (c *copier) bytes(in, out *os.File, src tree.Entry) (oci.Digest, error) {
 			return "", nil // Commit reads what was written
 		}
 	case *chainView:
-		d, err := from.digest(nil, src)
-		if err != nil {
+		d, err := from.recorded(src.Path)
+		if err != nil || d == "" {
 			return copyHashed(out, in)
 		}
 		_, err = out.ReadFrom(in)

@@ -99,7 +99,7 @@ func (w *Worker) fetchLayer(ctx context.Context, l oci.Layer, chain []oci.Layer)
 	defer func() { w.endPull(l.Origin, Shown(err)) }()
 	r, err := w.Fetcher.OpenLayer(ctx, l, p.step)
 	if err != nil {
-		return Lost(ctx, l, fmt.Errorf("pull %s: %w", l.Origin, err))
+		return Lost(ctx, l, err) // which names the image
 	}
 	defer r.Close()
 	d, err := w.Store.PreparePulled(ctx, l.ID, chain)
@@ -114,7 +114,7 @@ func (w *Worker) fetchLayer(ctx context.Context, l oci.Layer, chain []oci.Layer)
 	// What follows the tar's end belongs to the blob: its digest is verified
 	// when all of it has been read.
 	if _, err := io.Copy(io.Discard, r); err != nil {
-		return Lost(ctx, l, fmt.Errorf("pull %s: %w", l.Origin, err))
+		return Lost(ctx, l, err) // which names the image
 	}
 	if got := layer.Digest(changes); l.Imported && l.Content != l.DiffID && got != l.Content {
 		return Lost(ctx, l, fmt.Errorf("layer %s of %s has the content %s, not %s", l.DiffID, l.Origin, got, l.Content))

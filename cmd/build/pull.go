@@ -93,7 +93,7 @@ func pull(ctx context.Context, b *builder.Builder, ref oci.Reference, p oci.Plat
 		group.Go(func() error { return download(gctx, b.Images, l) })
 	}
 	if err := group.Wait(); err != nil {
-		return none, fmt.Errorf("pull %s: %w", ref.Familiar(), err)
+		return none, err
 	}
 	d, err := descriptor(b.Images, pinned.Digest, img.Desc)
 	if err != nil {

@@ -218,6 +218,12 @@ func finish(img oci.Image, p oci.Platform, epoch *time.Time, layers []oci.Layer)
 			last = h.Created
 		}
 	}
+	// What comes before the first layer of all is as old as that.
+	for i := len(img.History) - 1; i >= 0; i-- {
+		if img.History[i].Created == nil && i+1 < len(img.History) {
+			img.History[i].Created = img.History[i+1].Created
+		}
+	}
 	switch {
 	case epoch != nil:
 		img.Created = epoch
