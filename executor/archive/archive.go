@@ -118,6 +118,26 @@ func (a *Reader) Extract(ctx context.Context, to *tree.Tree, root string, o Opti
 	return err
 }
 
+// Newest is the time of the regular file in the archive that was changed last,
+// nil if there is none. The archive is read to its end.
+func (a *Reader) Newest(ctx context.Context) (*time.Time, error) {
+	var newest *time.Time
+	hdr := a.first
+	var err error
+	for ; err == nil; hdr, err = a.tar.Next() {
+		if err := ctx.Err(); err != nil {
+			return nil, context.Cause(ctx)
+		}
+		if t := hdr.ModTime.UTC(); hdr.Typeflag == tar.TypeReg && (newest == nil || t.After(*newest)) {
+			newest = &t
+		}
+	}
+	if errors.Is(err, io.EOF) {
+		return newest, nil
+	}
+	return nil, err
+}
+
 // extraction is an archive being extracted.
 type extraction struct {
 	ctx  context.Context // of the one Extract

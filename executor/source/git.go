@@ -164,18 +164,34 @@ func pickRef(out, ref string) (remoteRef, error) {
 
 // Open checks a pinned source out into a directory of its own.
 func (g *Git) Open(ctx context.Context, s llb.Source) (Content, error) {
-	commit := s.Digest.Encoded()
-	if !isCommit(commit) {
-		return Content{}, fmt.Errorf("git %s: not pinned", redact(s.Ref))
-	}
-	if err := os.MkdirAll(g.dir, 0o755); err != nil {
-		return Content{}, err
-	}
-	unlock, err := g.lock(ctx, s.Ref)
+	c, unlock, err := g.fetched(ctx, s)
 	if err != nil {
 		return Content{}, err
 	}
 	defer unlock()
+	dir, err := c.checkout(ctx, g.dir, s.Digest.Encoded(), s.Git)
+	return Content{Dir: dir}, err
+}
+
+// fetched is git in a repository that has the commit of a pinned source. It is
+// locked until unlock is called.
+func (g *Git) fetched(ctx context.Context, s llb.Source) (_ *gitCommand, unlock func(), err error) {
+	commit := s.Digest.Encoded()
+	if !isCommit(commit) {
+		return nil, nil, fmt.Errorf("git %s: not pinned", redact(s.Ref))
+	}
+	if err := os.MkdirAll(g.dir, 0o755); err != nil {
+		return nil, nil, err
+	}
+	unlock, err = g.lock(ctx, s.Ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			unlock()
+		}
+	}()
 	c := g.command(s.Ref)
 	c.gitDir = g.key(s.Ref) + ".git"
 	err = c.fetch(ctx, commit, s.Git.Ref)
@@ -183,16 +199,12 @@ func (g *Git) Open(ctx context.Context, s llb.Source) (Content, error) {
 		if _, broken := c.run(ctx, "fsck", "--connectivity-only", "--no-dangling"); broken != nil {
 			// Left so by a process that was killed, or by a full disk.
 			if err := os.RemoveAll(c.gitDir); err != nil {
-				return Content{}, err
+				return nil, unlock, err
 			}
 			err = c.fetch(ctx, commit, s.Git.Ref)
 		}
 	}
-	if err != nil {
-		return Content{}, err
-	}
-	dir, err := c.checkout(ctx, g.dir, commit, s.Git)
-	return Content{Dir: dir}, err
+	return c, unlock, err
 }
 
 func (g *Git) key(remote string) string {

@@ -176,6 +176,7 @@ func (j *job) lower(ctx context.Context) error {
 		return err
 	}
 	o.Ignore = j.contexts.ignore
+	o.Date = j.date
 	o.NoCache = j.NoCache
 	o.AllStages = j.Call == CallCheck && o.Target == ""
 	if j.remote, err = j.newRemote(j.Pull, j.Sink); err != nil {

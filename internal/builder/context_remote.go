@@ -152,6 +152,7 @@ func (j *job) contextFromGit(ctx context.Context, src llb.Source) (string, error
 		return "", err
 	}
 	j.contexts.temp = c.Dir
+	j.contexts.date = func(ctx context.Context) (*time.Time, error) { return git.Date(ctx, src) }
 	return c.Dir, nil
 }
 
@@ -166,6 +167,7 @@ func (j *job) contextFromHTTP(ctx context.Context) (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(c.Dir)
+	j.contexts.date = func(ctx context.Context) (*time.Time, error) { return web.Date(ctx, src) }
 	f, err := os.Open(filepath.Join(c.Dir, "context"))
 	if err != nil {
 		return "", err

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,7 +28,9 @@ type contexts struct {
 	dir            string // of the main context; "": there is none
 	ignore         *ignore.Matcher
 	ignoreName     string // the file that it was read from
-	temp           string // a directory of our own that the context was put into
+	// date is when the main context was last changed; nil of a directory.
+	date func(context.Context) (*time.Time, error)
+	temp string // a directory of our own that the context was put into
 }
 
 func (c *contexts) close() {

@@ -43,18 +43,23 @@ func (x *step) addGit(t *transfer, g gitRef) error {
 	return nil
 }
 
+// urlName is what the file at a URL is called.
+func urlName(src string) string {
+	if u, err := url.Parse(src); err == nil {
+		if base := path.Base(u.Path); base != "." && base != "/" && base != ".." {
+			return base
+		}
+	}
+	return "__unnamed__"
+}
+
 // addURL adds the file at a URL to an ADD. It is unpacked only where --unpack
 // says so.
 func (x *step) addURL(t *transfer, src string) error {
 	if !t.add {
 		return errors.New("source can't be a URL for COPY")
 	}
-	name := "__unnamed__"
-	if u, err := url.Parse(src); err == nil {
-		if base := path.Base(u.Path); base != "." && base != "/" && base != ".." {
-			name = base
-		}
-	}
+	name := urlName(src)
 	op := llb.Source{Scheme: llb.HTTP, Ref: src, Filename: name}
 	if t.checksum != "" {
 		sum, err := digest.Parse(t.checksum)

@@ -1,12 +1,12 @@
 package dockerfile
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
@@ -86,7 +86,7 @@ func proxyEnv(args map[string]string) []string {
 }
 
 // declare works out the ARGs before the first FROM.
-func (l *lowering) declare(stages []parser.Stage, globals []parser.Global) error {
+func (l *lowering) declare(ctx context.Context, stages []parser.Stage, globals []parser.Global) error {
 	target := l.opts.Target
 	if target == "" {
 		target = stages[len(stages)-1].Name
@@ -100,33 +100,7 @@ func (l *lowering) declare(stages []parser.Stage, globals []parser.Global) error
 	if l.scopes, err = l.evaluate(predefined, globals, l.args); err != nil {
 		return err
 	}
-	return l.setEpoch()
-}
-
-// setEpoch reads SOURCE_DATE_EPOCH. "context" means the date of the context,
-// which a directory does not have: then there is none, as with BuildKit.
-// Specification: https://reproducible-builds.org/specs/source-date-epoch/.
-func (l *lowering) setEpoch() error {
-	v, given := l.args[epochArg]
-	if !given {
-		v, _ = l.scopes[nil].globals.Get(epochArg)
-	}
-	if v != "" && v != "context" {
-		sec, err := strconv.ParseInt(v, 10, 64)
-		if err != nil {
-			return l.file.Error(fmt.Errorf("invalid SOURCE_DATE_EPOCH: %s", v), nil)
-		}
-		t := time.Unix(sec, 0).UTC()
-		l.epoch = &t
-		return nil
-	}
-	// A variable without a value is none.
-	delete(l.args, epochArg)
-	for _, c := range l.scopes {
-		delete(c.args, epochArg)
-		c.globals = c.globals.unset(epochArg)
-	}
-	return nil
+	return l.setEpoch(ctx, stages)
 }
 
 // arg does ARG in a stage.

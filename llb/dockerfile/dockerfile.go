@@ -54,7 +54,11 @@ type Options struct {
 	NoCache       bool       // for all stages
 	NoCacheFilter []string   // for these stages
 	Epoch         *time.Time // SOURCE_DATE_EPOCH, where no build argument sets it
-	AllStages     bool       // lower stages that the target does not need, too: for --check
+	// Date is when a git repository or a URL was last changed, or the main
+	// context, as llb.Local; nil where that is not known. It is called for a
+	// SOURCE_DATE_EPOCH that names one; may be nil.
+	Date      func(context.Context, llb.Source) (*time.Time, error)
+	AllStages bool // lower stages that the target does not need, too: for --check
 
 	// Of each RUN.
 	Network      string // llb.NetworkDefault, NetworkNone or NetworkHost
@@ -151,7 +155,7 @@ func (l *lowering) run(ctx context.Context) error {
 	}
 	l.checkStageNames(stages)
 	l.checkCasing(stages)
-	if err := l.declare(stages, globals); err != nil {
+	if err := l.declare(ctx, stages, globals); err != nil {
 		return err
 	}
 	if err := l.collect(stages); err != nil {
