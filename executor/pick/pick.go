@@ -231,6 +231,9 @@ func (w *walker) walk(ctx context.Context, p, rel string, up matchInfo) error {
 		}
 	}
 	e, err := w.t.Lstat(p)
+	if rel != "" && isMissing(err) {
+		return nil // removed since its directory was read: a context is in use
+	}
 	if err != nil {
 		return err
 	}
