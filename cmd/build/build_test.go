@@ -75,6 +75,14 @@ func TestBuildOptions(t *testing.T) {
 		{"ssh", []string{"--ssh", "default", "--ssh", "k=/a,/b"}, func(o *buildOptions) {
 			o.Session.SSH = []sshOption{{ID: "default"}, {ID: "k", Paths: []string{"/a", "/b"}}}
 		}},
+		{"a socket as it is", []string{"--ssh", "x=/sock,raw=true"}, func(o *buildOptions) {
+			o.Session.SSH = []sshOption{{ID: "x", Paths: []string{"/sock"}, Raw: true}}
+		}},
+		{"devices", []string{"--allow", "device=v.com/gpu=0", "--allow=device=v.com/net=*,alias=net", "--allow", "device,network.host"}, func(o *buildOptions) {
+			o.Steps.Allow = []string{"device", "network.host"}
+			o.Steps.AllowDevices = map[string]string{"v.com/gpu=0": "v.com/gpu=0", "v.com/net=*": "v.com/net=*", "net": "v.com/net=*"}
+		}},
+		{"squash", []string{"--squash"}, func(o *buildOptions) { o.Output.Squash = true }},
 		{"tags", []string{"-t", "web", "--tag=localhost:5000/a/b:1", "--push"}, func(o *buildOptions) {
 			o.Output.Tags = []oci.Reference{{Domain: "docker.io", Path: "library/web", Tag: "latest"}, {Domain: "localhost:5000", Path: "a/b", Tag: "1"}}
 			o.Output.Push = true
@@ -157,6 +165,12 @@ func TestBuildOptionErrors(t *testing.T) {
 		{"--secret id=x,type=vault", "want file or env"},
 		{"--ssh =x", "--ssh"},
 		{"--ssh default=", "--ssh"},
+		{"--ssh a --ssh a=/k", "--ssh a is given twice"},
+		{"--ssh a=/k,raw=maybe", "want true or false"},
+		{"--ssh a=/k,/l,raw=1", "raw needs one socket"},
+		{"--allow device=", "want device=NAME"},
+		{"--allow device=x,also=y", "want device=NAME"},
+		{"--allow device=x,alias=", "want device=NAME"},
 		{"-t UPPER", "lowercase"},
 		{"-t a@sha256:" + strings.Repeat("0", 64), "cannot be given a digest"},
 		{"-o type=what", `unknown type "what"`},
