@@ -161,6 +161,8 @@ func (s Spec) place(export bool, env Env, dry bool) (Place, error) {
 			return nil, fmt.Errorf("digest %.80q: want sha256: and 64 hexadecimal digits", l.digest)
 		}
 		return l, nil
+	case TypeS3:
+		return s.newBucket(env, dry)
 	}
 	return nil, fmt.Errorf("type %q is not known", s.Type)
 }
@@ -182,6 +184,9 @@ func At(origin string, env Env) (Place, error) {
 	}
 	if kind == TypeLocal {
 		s.Attrs["src"] = u.Path
+	}
+	if kind == TypeS3 {
+		s.Attrs["bucket"] = u.Host
 	}
 	return s.place(false, env, false)
 }

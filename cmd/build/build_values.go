@@ -273,12 +273,12 @@ func parseOutput(v string) (outputOption, error) {
 }
 
 // parseCache reads type=TYPE[,NAME=VALUE…], or a bare name, which is of a
-// registry.
+// registry. Its errors do not repeat what may have keys in it.
 func parseCache(flag, v string, export bool) (remote.Spec, error) {
 	s := remote.Spec{Attrs: map[string]string{}}
 	names, values, err := fields(flag, v)
 	if err != nil {
-		return s, err
+		return s, fmt.Errorf("--%s: want type=TYPE,NAME=VALUE, separated by commas", flag)
 	}
 	if len(names) == 1 && !strings.Contains(v, "=") {
 		s.Type, s.Attrs["ref"] = remote.TypeRegistry, v
@@ -292,10 +292,10 @@ func parseCache(flag, v string, export bool) (remote.Spec, error) {
 		}
 	}
 	if s.Type == "" {
-		return s, fmt.Errorf("--%s %q: no type; want type=TYPE,NAME=VALUE,…", flag, v)
+		return s, fmt.Errorf("--%s: no type; want type=TYPE,NAME=VALUE,…", flag)
 	}
 	if err := s.Check(export); err != nil {
-		return s, fmt.Errorf("--%s %q: %w", flag, v, err)
+		return s, fmt.Errorf("--%s: %w", flag, err)
 	}
 	return s, nil
 }

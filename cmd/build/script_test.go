@@ -25,6 +25,12 @@ import (
 //	                     FROM node:alpine. busybox and alpine are always there
 //	await RE [NAME] CMD… repeats CMD until its standard output matches RE; sets
 //	                     $NAME to the first group
+//	bucket NAME          starts an S3 store; $NAME is its address. It has the
+//	                     bucket "cache" for the access key "user" and "secret"
+//	flip FILE OFFSET     changes a byte of a file
+//	proxy NAME ADDR      starts a server that passes on to ADDR; $NAME is its address
+//	requests ADDR        prints what such a server was asked since the last time,
+//	                     and how many answers and bytes that were
 //	freeport NAME        sets $NAME to a port that nobody listens on
 //	get URL              does a GET until it is answered; the body is stdout
 //	size N FILE          writes N bytes that do not compress
@@ -70,11 +76,16 @@ func TestScript(t *testing.T) {
 			// One Run for each, since a Run's scripts go in parallel: noleft
 			// could not tell whose a process is.
 			t.Run(name, func(t *testing.T) {
+				w := &watched{servers: map[string]*requestLog{}}
 				testscript.Run(t, testscript.Params{
 					Files: []string{script},
 					Setup: func(e *testscript.Env) error { return setup(t, e, name, bin, registry.Addr) },
 					Cmds: map[string]func(*testscript.TestScript, bool, []string){
 						"await":    await,
+						"bucket":   w.bucket,
+						"flip":     flip,
+						"proxy":    w.proxy,
+						"requests": w.requests,
 						"base":     b.command,
 						"freeport": freeport,
 						"get":      get,
