@@ -11,6 +11,7 @@ import (
 
 	"github.com/861fb494/build/cache/layer"
 	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/oci"
 )
 
 // Check reads all that the state directory holds, but for the images and what
@@ -35,6 +36,10 @@ func (s *Store) Check(ctx context.Context) []error {
 	c.files("results", func(path string) error { _, err := readResult(path); return err })
 	c.files("pins", c.pin)
 	c.files("diffs", c.diff)
+	c.files("listings", func(path string) error {
+		_, err := c.readListing(oci.Digest("blake3:" + filepath.Base(path)))
+		return err
+	})
 	c.files("stats", func(path string) error {
 		b, err := os.ReadFile(path)
 		if err == nil && parseStats(b) == nil {

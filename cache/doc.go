@@ -15,6 +15,7 @@
 //	places/P          the key that was recorded last for a place, P being a hash of it
 //	results/H         what a build without a name came to
 //	stats/P           content digests of the files of one directory by their stamps
+//	listings/H        the files that the digest H of a COPY or a mount was made of
 //	pins/P            what a tag was when a registry was last asked
 //	diffs/H           which layer built here has the diff ID H
 //	mounts/M/N        cache mounts: id tells the name, N is a directory, N.lock its lock

@@ -42,8 +42,18 @@ func (s *Store) PutListing(of oci.Digest, files []Listed) error {
 	return s.putFile(path, sealRecord(b.Bytes()))
 }
 
-// Listing is what PutListing kept. None, or one that is damaged, is an error.
+// Listing is what PutListing kept. None, or one that is damaged, is an error; a
+// damaged one is removed.
 func (s *Store) Listing(of oci.Digest) ([]Listed, error) {
+	list, err := s.readListing(of)
+	var damaged *DamagedError
+	if errors.As(err, &damaged) {
+		os.Remove(s.listingPath(of))
+	}
+	return list, err
+}
+
+func (s *Store) readListing(of oci.Digest) ([]Listed, error) {
 	b, err := os.ReadFile(s.listingPath(of))
 	if err != nil {
 		return nil, err

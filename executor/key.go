@@ -76,9 +76,13 @@ func copySelection(c llb.Copy) pick.Selection {
 	return pick.Selection{Sources: c.Sources, Wildcards: c.Wildcards, Parents: c.Parents, Excludes: c.Excludes, Owners: c.Keep && c.Owner == ""}
 }
 
-// place names the step in a way that the next build's equals.
+// place names the step in a way that the next build's equals; "" for one that no
+// instruction asks for by itself.
 func (w *Worker) place(n *llb.Node) string {
 	m := w.Meta[n.Digest]
+	if m.Ordinal == 0 {
+		return ""
+	}
 	file := ""
 	if len(m.Positions) > 0 {
 		file = m.Positions[0].File
@@ -101,7 +105,8 @@ func partsDigest(parts []solver.Part) oci.Digest {
 func (w *Worker) selected(ctx context.Context, n *llb.Node, r Result, s pick.Selection) (oci.Digest, error) {
 	if r.Local != nil {
 		// Pinned with the selection of the very step that asks.
-		return r.Local.Digest, w.list(r.Local.Digest, w.Local.Listing(r.Local.Digest))
+		w.list(r.Local.Digest, w.Local.Listing(r.Local.Digest))
+		return r.Local.Digest, nil
 	}
 	if len(s.Sources) == 1 && s.Sources[0] == "/" && len(s.Excludes) == 0 && !s.Parents {
 		return r.Content(), nil
@@ -122,15 +127,16 @@ func (w *Worker) selected(ctx context.Context, n *llb.Node, r Result, s pick.Sel
 	if err != nil {
 		return "", err
 	}
-	return d, w.list(d, list)
+	w.list(d, list)
+	return d, nil
 }
 
 // list keeps what a digest was made of, for the day when it is another one.
-func (w *Worker) list(d oci.Digest, files []cache.Listed) error {
-	if len(files) == 0 {
-		return nil
+// That it cannot be kept is no reason for a build to fail.
+func (w *Worker) list(d oci.Digest, files []cache.Listed) {
+	if len(files) > 0 {
+		_ = w.Store.PutListing(d, files)
 	}
-	return w.Store.PutListing(d, files)
 }
 
 // chainView is a chain to be read, with the digests that its layers recorded.
