@@ -128,7 +128,11 @@ type copier struct {
 
 // parents makes the directories above a destination.
 func (c *copier) parents(p string) error {
-	return c.mkdirAll(p, c.mode.forParents(), c.who)
+	who := c.who
+	if !c.chowned {
+		who = nil
+	}
+	return c.mkdirAll(p, c.mode.forParents(), who)
 }
 
 // match copies one thing that a source names.

@@ -89,9 +89,12 @@ func (e *edit) apply(ctx context.Context, a llb.Action) error {
 type owner struct{ uid, gid int }
 
 func (e *edit) mkdirAction(a llb.Mkdir) error {
-	who, err := e.owner(a.Owner)
-	if err != nil {
-		return err
+	var who *owner
+	if a.Owner != "" {
+		var err error
+		if who, err = e.owner(a.Owner); err != nil {
+			return err
+		}
 	}
 	at, err := e.to.Resolve(a.Path, true)
 	if err != nil {
@@ -140,16 +143,21 @@ func (e *edit) owned(t tree.Entry, who *owner) tree.Entry {
 
 // mkdirAll makes the directory p, which is resolved, and those above it, with
 // mode and owner; those that are there stay as they are. As with mkdir(2), what
-// is made in a directory with the setgid bit has it too.
+// is made in a directory with the setgid bit has it too, and without a who the
+// group as well.
 func (e *edit) mkdirAll(p string, mode uint32, who *owner) error {
 	var missing []string
+	group := 0
 	for {
 		t, err := e.to.Quick(p)
 		if err == nil {
 			if !t.IsDir() {
 				return &fs.PathError{Op: "mkdir", Path: p, Err: unix.ENOTDIR}
 			}
-			mode |= t.Mode & unix.S_ISGID
+			if t.Mode&unix.S_ISGID != 0 {
+				mode |= unix.S_ISGID
+				group = t.GID
+			}
 			break
 		}
 		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
@@ -162,7 +170,7 @@ func (e *edit) mkdirAll(p string, mode uint32, who *owner) error {
 		if err := e.to.Mkdir(missing[i], mode); err != nil {
 			return err
 		}
-		m := e.owned(tree.Entry{Mode: unix.S_IFDIR | mode&0o7777, ModTime: e.now}, who)
+		m := e.owned(tree.Entry{Mode: unix.S_IFDIR | mode&0o7777, GID: group, ModTime: e.now}, who)
 		if err := e.to.SetMeta(missing[i], m); err != nil {
 			return err
 		}

@@ -6,16 +6,17 @@ import (
 	"github.com/861fb494/build/llb"
 )
 
-// What is made in a directory with the setgid bit has it too.
+// What is made in a directory with the setgid bit has it too, and its group
+// where no owner is asked for.
 func TestNewDirectoriesInheritSetgid(t *testing.T) {
 	r := newRig(t)
 	r.write("f", "1")
-	base := llb.New(llb.File{Actions: []llb.Action{llb.Mkdir{Path: "/x", Mode: 0o2770}}}, scratch)
+	base := llb.New(llb.File{Actions: []llb.Action{llb.Mkdir{Path: "/x", Mode: 0o2770, Owner: "5:6"}}}, scratch)
 	made := llb.New(llb.File{Actions: []llb.Action{llb.Mkdir{Path: "/x/a/b", Mode: 0o755, Owner: "7"}}}, base)
 	got, _ := r.mustBuild(made)
-	r.check("made", got, "/x/ 2770 0:0", "/x/a/ 2755 7:7", "/x/a/b/ 2755 7:7")
+	r.check("made", got, "/x/ 2770 5:6", "/x/a/ 2755 7:7", "/x/a/b/ 2755 7:7")
 	got, _ = r.mustBuild(copyOf(base, llb.Copy{Sources: []string{"/f"}, Dest: "/x/c/d/", Mode: "0700"}))
-	r.check("for a copy", got, "/x/ 2770 0:0", "/x/c/ 2700 0:0", "/x/c/d/ 2700 0:0", "/x/c/d/f 0700 0:0 1")
+	r.check("for a copy", got, "/x/ 2770 5:6", "/x/c/ 2700 0:6", "/x/c/d/ 2700 0:6", "/x/c/d/f 0700 0:0 1")
 }
 
 // A working directory that is missing is made, for the step's user.

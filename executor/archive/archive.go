@@ -204,10 +204,15 @@ func (x *extraction) mkdirAll(p string) error {
 	if err := x.mkdirAll(path.Dir(p)); err != nil {
 		return err
 	}
-	if err := x.to.Mkdir(p, 0o755); err != nil {
+	parent, err := x.to.Quick(path.Dir(p))
+	if err != nil {
 		return err
 	}
-	return x.to.SetMeta(p, tree.Entry{Mode: unix.S_IFDIR | 0o755, ModTime: x.o.Now})
+	mode := 0o755 | parent.Mode&unix.S_ISGID // as mkdir(2) has it
+	if err := x.to.Mkdir(p, mode); err != nil {
+		return err
+	}
+	return x.to.SetMeta(p, tree.Entry{Mode: unix.S_IFDIR | mode, ModTime: x.o.Now})
 }
 
 func (x *extraction) create(hdr *tar.Header, p string, isDir bool) error {

@@ -158,6 +158,7 @@ func TestExtract(t *testing.T) {
 		{"file", []entry{file("a", "1")}, []string{"a 644 0:0 1"}, ""},
 		{"directory", []entry{dir("d/", 0o700), file("d/a", "1")}, []string{"d/ 700 0:0", "d/a 644 0:0 1"}, ""},
 		{"parents that are not listed", []entry{file("x/y/a", "1")}, []string{"x/ 755 0:0", "x/y/ 755 0:0", "x/y/a 644 0:0 1"}, ""},
+		{"parents inherit the setgid bit", []entry{dir("g/", 0o2770), file("g/x/a", "1")}, []string{"g/ 2770 0:0", "g/x/ 2755 0:0", "g/x/a 644 0:0 1"}, ""},
 		{"owner and mode", []entry{{tar.Header{Name: "a", Uid: 5, Gid: 6, Mode: 0o4755}, "1"}}, []string{"a 4755 5:6 1"}, ""},
 		{"above the root", []entry{file("../../a", "1")}, []string{"a 644 0:0 1"}, ""},
 		{"absolute", []entry{file("/a", "1")}, []string{"a 644 0:0 1"}, ""},
