@@ -64,7 +64,7 @@ func (b *Builder) Explain(ctx context.Context, r Request) (Plan, error) {
 	}
 	j := newJob(b, r)
 	defer j.close()
-	for _, phase := range []func(context.Context) error{j.open, j.lower, j.permitted, j.pin} {
+	for _, phase := range []func(context.Context) error{j.open, j.lower, j.permitted, j.pin, j.openImports} {
 		if err := phase(ctx); err != nil {
 			return Plan{}, j.locate(err)
 		}
@@ -122,7 +122,7 @@ func (f *foresight) visit(ctx context.Context, n *llb.Node) error {
 	m := f.graph.Meta[n.Digest]
 	noCache := f.NoCache || m.NoCache
 	if _, ok := n.Op.(llb.Source); !ok && !noCache && !f.dirty[n.Digest] {
-		if r, err := f.records.Get(ctx, solver.Key{Digest: n.Digest}); err == nil {
+		if r, err := f.get(ctx, solver.Key{Digest: n.Digest}); err == nil {
 			f.found(n, r)
 			return nil
 		}
@@ -174,7 +174,7 @@ func (f *foresight) decide(ctx context.Context, n *llb.Node, in []executor.Resul
 	if err != nil {
 		return "", "", err
 	}
-	r, err := f.records.Get(ctx, key)
+	r, err := f.get(ctx, key)
 	var miss *solver.Miss
 	if errors.As(err, &miss) {
 		return StepRuns, miss.Why, nil
@@ -215,6 +215,18 @@ func (f *foresight) tell(n *llb.Node, status, why string) {
 		s.Position = m.Positions[0].String()
 	}
 	f.steps[n.Digest] = s
+}
+
+// get looks a step up here, and in the caches that the build imports from.
+func (f *foresight) get(ctx context.Context, k solver.Key) (executor.Result, error) {
+	r, err := f.records.Get(ctx, k)
+	if err == nil {
+		return r, nil
+	}
+	if r, ierr := f.remote.imports.Import(ctx, k); ierr == nil {
+		return r, nil
+	}
+	return r, err
 }
 
 // nameOf is the name of the step n, or of the first below it that has one.
