@@ -240,6 +240,10 @@ func (f *buildFlags) caches(o *buildOptions) error {
 			*way.to = append(*way.to, s)
 		}
 	}
+	inline, err := strconv.ParseBool(o.Frontend.Args["BUILDKIT_INLINE_CACHE"])
+	if err == nil && inline && !slices.ContainsFunc(o.Cache.To, func(s remote.Spec) bool { return s.Type == remote.TypeInline }) {
+		o.Cache.To = append(o.Cache.To, remote.Spec{Type: remote.TypeInline})
+	}
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/861fb494/build/cache/remote"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/llb"
 )
@@ -82,6 +83,10 @@ func TestBuildOptions(t *testing.T) {
 			o.Steps.Allow = []string{"device", "network.host"}
 			o.Steps.AllowDevices = map[string]string{"v.com/gpu=0": "v.com/gpu=0", "v.com/net=*": "v.com/net=*", "net": "v.com/net=*"}
 		}},
+		{"inline cache", []string{"--build-arg", "BUILDKIT_INLINE_CACHE=1"}, func(o *buildOptions) {
+			o.Frontend.Args = map[string]string{"BUILDKIT_INLINE_CACHE": "1"}
+			o.Cache.To = []remote.Spec{{Type: remote.TypeInline}}
+		}},
 		{"squash", []string{"--squash"}, func(o *buildOptions) { o.Output.Squash = true }},
 		{"tags", []string{"-t", "web", "--tag=localhost:5000/a/b:1", "--push"}, func(o *buildOptions) {
 			o.Output.Tags = []oci.Reference{{Domain: "docker.io", Path: "library/web", Tag: "latest"}, {Domain: "localhost:5000", Path: "a/b", Tag: "1"}}
@@ -143,8 +148,7 @@ func TestBuildOptionErrors(t *testing.T) {
 		{"--call targets,x", `"x" is not known`},
 		{"--call what", "want one of build, check"},
 		{"--check --call=build", "exclude each other"},
-		{"--cache-from type=gha", "--cache-from is not supported yet"},
-		{"--cache-to x", "--cache-to is not supported yet"},
+		{"--cache-from type=floppy", "type \"floppy\" is not known"},
 		{"--provenance=mode=max", "only --provenance=false"},
 		{"--provenance", "only --provenance=false"},
 		{"--sbom=true", "only --sbom=false"},
