@@ -266,8 +266,10 @@ func (d *decoder) change(kind byte, last string) tree.Change {
 		c.HardLink = d.text()
 	}
 	if kind&bitXattrs != 0 {
-		c.Xattrs = map[string]string{}
-		for range d.limited(uint64(len(d.rest))) {
+		n := d.limited(uint64(len(d.rest)))
+		d.bad = d.bad || n == 0
+		c.Xattrs = make(map[string]string, min(n, 16))
+		for range n {
 			k := d.text()
 			c.Xattrs[k] = d.text()
 		}
