@@ -54,3 +54,10 @@ demo: build
 
 clean:
 	rm -rf bin
+
+# Generated Dockerfiles, built in several ways that should agree: for DURATION,
+# or with FUZZARGS, such as FUZZARGS="-seed 7 -n 100"; -h lists them.
+DURATION ?= 1m
+.PHONY: fuzz-dockerfile
+fuzz-dockerfile: build
+	$(GO) run ./internal/dockerfuzz -build $(abspath $(BINARY)) -duration $(DURATION) $(FUZZARGS)

@@ -1,0 +1,242 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// buildTime is far more than any generated build takes; one that takes longer
+// hangs.
+const buildTime = 2 * time.Minute
+
+// job is a case written to disk.
+type job struct {
+	dir        string // scratch
+	context    string
+	dockerfile string
+	serial     int
+}
+
+func (j *job) output() string {
+	j.serial++
+	return filepath.Join(j.dir, fmt.Sprintf("image%d.tar", j.serial))
+}
+
+// outcome is what a build yielded: an image, or a failure.
+type outcome struct {
+	image *Image
+	steps []string // that ran, cached ones aside
+	log   string   // of a failure
+}
+
+// builder builds a job.
+type builder interface {
+	name() string
+	build(ctx context.Context, j *job) (outcome, error)
+}
+
+// command runs a builder's command line. A non-zero exit is a failed build, not
+// an error; being killed is one.
+func command(ctx context.Context, env []string, args ...string) (stdout []byte, failed string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, buildTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var out, log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &log
+	err = cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return nil, "", fmt.Errorf("%s: no end after %v", args[0], buildTime)
+	case errors.As(err, &exit) && exit.Exited() && exit.ExitCode() != 2 && !strings.Contains(log.String(), "goroutine "):
+		return out.Bytes(), log.String(), nil
+	case err != nil:
+		return nil, "", fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, log.String())
+	}
+	return out.Bytes(), "", nil
+}
+
+// ours is the builder under test, in one of its modes.
+type ours struct {
+	binary  string
+	driver  string
+	root    string
+	noCache bool
+}
+
+func (o ours) name() string {
+	if o.noCache {
+		return o.driver + " --no-cache"
+	}
+	return o.driver
+}
+
+func (o ours) build(ctx context.Context, j *job) (outcome, error) {
+	tar := j.output()
+	args := []string{
+		o.binary, "build", "--root", o.root, "--storage-driver", o.driver, "--progress", "rawjson", "--network", "none",
+		"-f", j.dockerfile, "--compression", "zstd", "--compression-level", "1", "--output", "type=oci,dest=" + tar,
+	}
+	if o.noCache {
+		args = append(args, "--no-cache")
+	}
+	// Events come on standard error, so they are joined here.
+	ctx2, cancel := context.WithTimeout(ctx, buildTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx2, args[0], append(args[1:], j.context)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	text, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	switch {
+	case ctx2.Err() != nil:
+		return outcome{}, fmt.Errorf("%s: no end after %v", o.name(), buildTime)
+	case errors.As(err, &exit) && exit.ExitCode() == 1:
+		return outcome{log: readable(text)}, nil
+	case err != nil:
+		return outcome{}, fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, text)
+	}
+	im, err := readImage(tar)
+	if err != nil {
+		return outcome{}, fmt.Errorf("%s: %w", o.name(), err)
+	}
+	return outcome{image: im, steps: ran(text)}, os.Remove(tar)
+}
+
+// event is what counts of a line of --progress rawjson.
+type event struct {
+	Type, Step, Name string
+	Internal, Cached bool
+}
+
+func events(text []byte, each func(e event, line string)) {
+	s := bufio.NewScanner(bytes.NewReader(text))
+	s.Buffer(nil, 1<<20)
+	for s.Scan() {
+		var e event
+		if json.Unmarshal(s.Bytes(), &e) != nil {
+			e = event{}
+		}
+		each(e, s.Text())
+	}
+}
+
+// ran is the names of the steps that were not cached.
+func ran(text []byte) []string {
+	names := map[string]string{}
+	var out []string
+	events(text, func(e event, _ string) {
+		switch e.Type {
+		case "started":
+			// Pulls and exports have no number in brackets.
+			if !e.Internal && strings.HasPrefix(e.Name, "[") {
+				names[e.Step] = e.Name
+			}
+		case "done":
+			if n, ok := names[e.Step]; ok && !e.Cached {
+				out = append(out, n)
+			}
+		}
+	})
+	return out
+}
+
+// readable is the lines that are no events.
+func readable(text []byte) string {
+	var b strings.Builder
+	events(text, func(e event, line string) {
+		if e.Type == "" {
+			b.WriteString(line + "\n")
+		}
+	})
+	return b.String()
+}
+
+// buildctl is a BuildKit that is reachable.
+type buildctl struct{}
+
+func (buildctl) name() string { return "buildctl" }
+
+func (buildctl) build(ctx context.Context, j *job) (outcome, error) {
+	tar := j.output()
+	_, failed, err := command(ctx, nil, "buildctl", "build", "--frontend", "dockerfile.v0",
+		"--local", "context="+j.context, "--local", "dockerfile="+filepath.Dir(j.dockerfile),
+		"--opt", "filename="+filepath.Base(j.dockerfile), "--opt", "force-network-mode=none",
+		"--output", "type=oci,compression=uncompressed,dest="+tar)
+	return finish(tar, failed, err)
+}
+
+func finish(tar, failed string, err error) (outcome, error) {
+	if err != nil || failed != "" {
+		return outcome{log: failed}, err
+	}
+	im, err := readImage(tar)
+	if err != nil {
+		return outcome{}, err
+	}
+	return outcome{image: im}, os.Remove(tar)
+}
+
+// docker is a Docker with buildx and a daemon.
+type docker struct{}
+
+func (docker) name() string { return "docker" }
+
+func (docker) build(ctx context.Context, j *job) (outcome, error) {
+	tar := j.output()
+	_, failed, err := command(ctx, nil, "docker", "buildx", "build", "--provenance=false", "--network", "none",
+		"-f", j.dockerfile, "--output", "type=oci,dest="+tar, j.context)
+	return finish(tar, failed, err)
+}
+
+// buildah is Buildah with layers, as podman build has it.
+type buildah struct{}
+
+func (buildah) name() string { return "buildah" }
+
+func (buildah) build(ctx context.Context, j *job) (outcome, error) {
+	tar := j.output()
+	id := tar + ".id"
+	_, failed, err := command(ctx, nil, "buildah", "build", "--layers", "--tls-verify=false", "--network", "none",
+		"--iidfile", id, "-f", j.dockerfile, j.context)
+	if err != nil || failed != "" {
+		return finish(tar, failed, err)
+	}
+	digest, err := os.ReadFile(id)
+	if err != nil {
+		return outcome{}, err
+	}
+	_, failed, err = command(ctx, nil, "buildah", "push", "--disable-compression", string(digest), "oci-archive:"+tar)
+	return finish(tar, failed, err)
+}
+
+// peers are the other builders of this machine that answer.
+func peers(ctx context.Context) []builder {
+	var out []builder
+	answers := func(args ...string) bool {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		return exec.CommandContext(ctx, args[0], args[1:]...).Run() == nil
+	}
+	if answers("buildctl", "debug", "workers") {
+		out = append(out, buildctl{})
+	}
+	if answers("docker", "info") && answers("docker", "buildx", "version") {
+		out = append(out, docker{})
+	}
+	if answers("buildah", "info") {
+		out = append(out, buildah{})
+	}
+	return out
+}
