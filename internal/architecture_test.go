@@ -64,8 +64,7 @@ var rooms = map[string]room{
 	"internal/builder":          {floor: 4},
 	"internal/container":        {floor: 4},
 	"cmd/build":                 {floor: 6},
-	"internal/dockerfuzz":       {floor: testsOnly},                                      // builds generated Dockerfiles
-	"internal/dockerfuzz":       {floor: testsOnly},                                      // drives builders as processes; shares no code with ours, to err elsewhere
+	"internal/dockerfuzz":       {floor: testsOnly},                                      // builds generated Dockerfiles; shares no code with what it tests
 	"internal/noskip":           {floor: testsOnly},                                      // runs go test
 	"internal/testbase":         {floor: testsOnly},                                      // base images for tests and the demo
 	"internal/testbase/mkbase":  {floor: testsOnly, also: []string{"internal/testbase"}}, // its command
