@@ -55,7 +55,9 @@ var rooms = map[string]room{
 	"executor/pick":             {floor: 1, also: []string{"cache/tree"}}, // what a COPY takes out of a tree
 	"exporter/compress":         {floor: 1},
 	"cache/remote":              {floor: 2},
-	"cache/remote/s3":           {floor: 1}, // a client of such stores
+	"cache/remote/gha":          {floor: 1},         // a client of that service
+	"cache/remote/gha/ghatest":  {floor: testsOnly}, // a stand-in for it
+	"cache/remote/s3":           {floor: 1},         // a client of such stores
 	"llb/dockerfile":            {floor: 2},
 	"solver":                    {floor: 2},
 	"executor/source":           {floor: 2},

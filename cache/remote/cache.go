@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -249,7 +250,18 @@ func (c *Cache) readEntries(ctx context.Context, e *entriesOf) ([]tree.Change, e
 	return changes, nil
 }
 
+// packEntries is the bytes of a list: the same for a layer wherever it lies, so
+// that they are sent once. What only its files here have is left out: inode
+// numbers, and the parts of a second that a tar does not keep.
 func packEntries(changes []tree.Change) ([]byte, error) {
+	changes = slices.Clone(changes)
+	for i := range changes {
+		c := &changes[i]
+		c.Ino, c.Nlink = 0, 0
+		if !c.Removed {
+			c.ModTime = time.Unix(c.ModTime.Unix(), 0)
+		}
+	}
 	var b bytes.Buffer
 	z, err := zstd.NewWriter(&b, zstd.WithEncoderConcurrency(1))
 	if err != nil {

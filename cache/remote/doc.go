@@ -34,8 +34,8 @@
 //	      "parts":   [{"name": "operation", "value": "blake3:…"}, …] } ],
 //	  "mounts": [] }                    for cache mounts; none are written yet
 //
-// A list of entries is what cache/layer.WriteEntries writes, compressed with
-// zstd. From it the keys of steps that copy out of an imported stage are computed
+// A list of entries is what cache/layer.WriteEntries writes, with inode numbers
+// and counts of links 0 and times in whole seconds, compressed with zstd. From it the keys of steps that copy out of an imported stage are computed
 // without the stage's bytes.
 //
 // Parts hold names and digests or short values, never a secret. With parts=false
@@ -54,7 +54,7 @@
 // under the name "latest" unless another is asked for. In S3 the manifest is the
 // object PREFIX+"manifests/"+NAME, and a blob PREFIX+"blobs/"+its digest. GitHub's
 // entries never change: there the manifest is the entry
-// "build-cache-1-index-SCOPE-"+nanoseconds, of which the newest counts, and a blob
+// "build-cache-1-index-SCOPE#"+nanoseconds, of which the newest counts, and a blob
 // "build-cache-1-blob-"+its digest. In all of them the manifest is written last,
 // so that a cache which was begun and not finished is not there.
 //

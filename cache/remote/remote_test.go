@@ -425,6 +425,15 @@ func TestSpecCheck(t *testing.T) {
 		{"local src=d digest=x", false, "digest"},
 		{"inline", true, ""},
 		{"inline", false, "ref=IMAGE"},
+		{"s3 bucket=b region=r name=n prefix=p/ use_path_style=true", false, ""},
+		{"s3", true, ""}, // the environment may have the rest
+		{"s3 bucket=a/b", true, "not a name"},
+		{"s3 endpoint_url=x", true, "not a URL"},
+		{"s3 use_path_style=x", true, "true or false"},
+		{"gha scope=x timeout=10m version=2", true, ""},
+		{"gha version=1", true, "version 2"},
+		{"gha timeout=soon", true, "duration"},
+		{"gha scope=" + strings.Repeat("ä", 100), true, "too long"},
 		{"azblob", true, "not known"},
 	} {
 		words := strings.Fields(tt.spec)

@@ -42,7 +42,7 @@ var known = map[string][3]string{
 	TypeLocal:    {"tag", "src digest", "dest image-manifest oci-mediatypes"},
 	TypeInline:   {"", "", ""},
 	TypeS3:       {"endpoint_url region bucket prefix name access_key_id secret_access_key session_token use_path_style", "", ""},
-	TypeGHA:      {"scope url url_v2 token timeout version", "", ""},
+	TypeGHA:      {"scope url_v2 token timeout version", "", ""},
 }
 
 // exports are attributes of every export but an inline one.
@@ -163,6 +163,8 @@ func (s Spec) place(export bool, env Env, dry bool) (Place, error) {
 		return l, nil
 	case TypeS3:
 		return s.newBucket(env, dry)
+	case TypeGHA:
+		return s.newActions(env)
 	}
 	return nil, fmt.Errorf("type %q is not known", s.Type)
 }

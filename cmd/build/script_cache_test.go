@@ -16,6 +16,8 @@ import (
 	"sync"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/861fb494/build/cache/remote/gha/ghatest"
 )
 
 // watched are the servers of a script that write down what they are asked.
@@ -87,6 +89,14 @@ func (w *watched) bucket(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: bucket NAME")
 	}
 	w.serve(ts, args[0], &objects{all: map[string][]byte{}})
+}
+
+// actions NAME starts a stand-in for the cache service of GitHub Actions.
+func (w *watched) actions(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: actions NAME")
+	}
+	w.serve(ts, args[0], &ghatest.Service{})
 }
 
 // requests ADDR prints what the server has been asked since the last time, and

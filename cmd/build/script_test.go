@@ -25,6 +25,8 @@ import (
 //	                     FROM node:alpine. busybox and alpine are always there
 //	await RE [NAME] CMD… repeats CMD until its standard output matches RE; sets
 //	                     $NAME to the first group
+//	actions NAME         starts a stand-in for the cache service of GitHub
+//	                     Actions; $NAME is its address, "job's token" its token
 //	bucket NAME          starts an S3 store; $NAME is its address. It has the
 //	                     bucket "cache" for the access key "user" and "secret"
 //	flip FILE OFFSET     changes a byte of a file
@@ -81,6 +83,7 @@ func TestScript(t *testing.T) {
 					Files: []string{script},
 					Setup: func(e *testscript.Env) error { return setup(t, e, name, bin, registry.Addr) },
 					Cmds: map[string]func(*testscript.TestScript, bool, []string){
+						"actions":  w.actions,
 						"await":    await,
 						"bucket":   w.bucket,
 						"flip":     flip,
