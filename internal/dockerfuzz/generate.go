@@ -190,7 +190,10 @@ func (g *generator) layer(m model) []Entry {
 	lower := func(p string) bool { _, ok := m[p]; return ok && !seen[p] }
 	for range 1 + g.IntN(8) {
 		p := g.relative()
-		if seen[p] || !m.allows(p) {
+		if seen[p] || !m.allows(p) || slices.ContainsFunc(out, func(o Entry) bool {
+			// What comes back in the same layer is not empty in BuildKit.
+			return o.Kind == Whiteout && strings.HasPrefix(p, o.Path+"/")
+		}) {
 			continue
 		}
 		e := Entry{Path: p, Kind: pick(g, File, File, File, Dir, Dir, Symlink, Symlink, Hardlink, Fifo, Device, Whiteout, Opaque)}

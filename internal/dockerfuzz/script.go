@@ -192,17 +192,18 @@ func breakLinks(root string) error {
 			continue
 		}
 		real := filepath.Join(root, p)
-		if err := copyBytes(real, real+"~"); err != nil {
-			return err
-		}
-		if err := copyMeta(real, real+"~", -1, -1, nil); err != nil {
-			return err
-		}
+		own := filepath.Join(filepath.Dir(real), "~") // names can be as long as names may be
 		st, err := os.Stat(filepath.Dir(real))
 		if err != nil {
 			return err
 		}
-		if err := os.Rename(real+"~", real); err != nil {
+		if err := copyBytes(real, own); err != nil {
+			return err
+		}
+		if err := copyMeta(real, own, -1, -1, nil); err != nil {
+			return err
+		}
+		if err := os.Rename(own, real); err != nil {
 			return err
 		}
 		if err := setTime(filepath.Dir(real), st.ModTime().Unix()); err != nil {
