@@ -211,7 +211,9 @@ func (f *fuzzer) checkCache(ctx context.Context, c *Case, j *job, first outcome)
 
 // unrelated reports whether a new file in the context's top concerns no step.
 func (c *Case) unrelated() bool {
-	ok := true
+	ok := !slices.ContainsFunc(c.Context, func(e Entry) bool { // no link brings the top in
+		return e.Kind == Symlink && (path.Clean("/"+e.Link) == "/" || path.Join("/", path.Dir(e.Path), e.Link) == "/")
+	})
 	c.eachInstr(func(in *Instr) {
 		for _, m := range in.Mounts {
 			ok = ok && (m.Type != "bind" || m.From != "")

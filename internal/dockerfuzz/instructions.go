@@ -237,6 +237,10 @@ func (g *generator) mount(i int) Mount {
 	return m
 }
 
+// remove deletes p. Where p leads through a link that goes as well, rm with the
+// whole path would stop at a point that depends on the order in a directory.
+func remove(p string) string { return "(cd " + path.Dir(p) + " && rm -rf ./" + path.Base(p) + ")" }
+
 // command is one command of a script; it has no effects that depend on the
 // time, the machine or the file system.
 func (g *generator) command() string {
@@ -251,9 +255,9 @@ func (g *generator) command() string {
 	case 3:
 		return "[ -p " + p + " ] || echo " + word + " >>" + p
 	case 4, 5:
-		return "rm -rf " + p
+		return remove(p)
 	case 6:
-		return "rm -rf " + p + "; mkdir -p " + p + "; echo " + word + " >" + p + "/new"
+		return remove(p) + "; mkdir -p " + p + "; echo " + word + " >" + p + "/new"
 	case 7:
 		return "mv " + p + " " + q
 	case 8:
@@ -288,7 +292,7 @@ func (g *generator) command() string {
 	case 21:
 		return "rmdir " + p + "; rm -f " + q
 	case 22:
-		return "rm -rf " + p + "/* " + p + "/.hid"
+		return "(cd " + p + " && rm -rf ./* ./.hid)"
 	case 23:
 		return onto(q, "ls -a "+p)
 	case 24:
