@@ -367,8 +367,8 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) (removed []Item, err 
 		total -= i.Size
 		removed = append(removed, i)
 	}
-	if !o.DryRun && len(removed) > 0 {
-		s.dropRecords()
+	if !o.DryRun && (len(removed) > 0 || o.All) {
+		s.dropRecords(o.All)
 	}
 	return removed, errors.Join(errs...)
 }
@@ -384,9 +384,10 @@ func (o PruneOptions) selects(i Item, now time.Time) bool {
 }
 
 // dropRecords removes the step records whose layers are gone, and the listings
-// and results that nothing refers to. Places stay: they say when a result was
+// and results that nothing refers to; with all, also those of imported steps
+// whose layers have not been fetched. Places stay: they say when a result was
 // there.
-func (s *Store) dropRecords() {
+func (s *Store) dropRecords(all bool) {
 	listed := map[string]bool{}
 	places, _ := filepath.Glob(filepath.Join(s.dir, "places", "*"))
 	for _, path := range places {
@@ -407,7 +408,7 @@ func (s *Store) dropRecords() {
 			continue // Step says so when it is asked for it
 		}
 		for _, l := range r.Layers {
-			if _, err := os.Lstat(s.layerPath(l.ID)); err != nil && l.Blob == nil {
+			if _, err := os.Lstat(s.layerPath(l.ID)); err != nil && (l.Blob == nil || all) {
 				os.Remove(path)
 				break
 			}
