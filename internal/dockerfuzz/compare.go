@@ -67,10 +67,13 @@ func (c *Case) loose(hardlinks bool) func(string, *Node) {
 		if n.Kind == Dir {
 			n.Time = 0
 		}
-		// Where a layer below has the file, busybox moves it by a copy, which
-		// for links takes a new time.
-		if n.Kind != File && renames {
-			n.Time = 0
+		// Where overlayfs has a directory in a layer below, busybox moves it by
+		// a copy, which loses links, capabilities and the times of links.
+		if renames {
+			n.Cap, n.Group = "", ""
+			if n.Kind != File {
+				n.Time = 0
+			}
 		}
 		// COPY --from is found by content: it may bring an equal file's time.
 		if touches {
