@@ -183,7 +183,23 @@ func (c *Case) sound() bool {
 		kind, i := deref(in.From)
 		ok = ok && (kind != "base" || i < len(c.Bases))
 	})
-	return ok && linked(c.Context)
+	return ok && linked(c.Context) && !slices.ContainsFunc(c.Bases, func(b Base) bool { return !b.rooted() })
+}
+
+// rooted reports whether layers name the directories above what is in them.
+func (b Base) rooted() bool {
+	dirs := map[string]bool{}
+	for _, l := range b.Layers {
+		for _, e := range l {
+			dirs[e.Path] = dirs[e.Path] || e.Kind == Dir
+			for _, d := range above(e.Path) {
+				if !dirs[d] {
+					return false
+				}
+			}
+		}
+	}
+	return true
 }
 
 // linked reports whether what hard links name is there.
