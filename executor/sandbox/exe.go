@@ -10,19 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sealedExe returns a path by which this program can be executed and never
+// sealedExe returns a descriptor by which this program can be executed and never
 // written to. A command in a sandbox can get at the file that its init was
 // executed from ("#!/proc/self/exe", /proc/1/exe); if that were the installed
 // program, root in a sandbox could replace it for all of the host
-// (CVE-2019-5736). The descriptor behind the path stays open.
-var sealedExe = sync.OnceValues(func() (string, error) {
+// (CVE-2019-5736). It stays open.
+var sealedExe = sync.OnceValues(func() (int, error) {
 	fd, err := readOnlyMount()
 	if err != nil {
-		if fd, err = sealedCopy(); err != nil {
-			return "", err
-		}
+		return sealedCopy()
 	}
-	return "/proc/self/fd/" + strconv.Itoa(fd), nil
+	return fd, nil
 })
 
 // readOnlyMount opens this program through a read-only mount that is attached

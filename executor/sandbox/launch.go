@@ -152,7 +152,7 @@ var starter struct {
 	requests chan func()
 }
 
-func startProcess(exe, name string, attr *os.ProcAttr) (proc *os.Process, err error) {
+func startProcess(exe int, name string, attr *os.ProcAttr) (proc *os.Process, err error) {
 	starter.once.Do(func() {
 		starter.requests = make(chan func())
 		go func() {
@@ -164,11 +164,32 @@ func startProcess(exe, name string, attr *os.ProcAttr) (proc *os.Process, err er
 	})
 	done := make(chan struct{})
 	starter.requests <- func() {
-		proc, err = os.StartProcess(exe, []string{name}, attr)
-		close(done)
+		defer close(done)
+		var at int
+		if at, err = above(exe, attr.Files); err == nil {
+			proc, err = os.StartProcess("/proc/self/fd/"+strconv.Itoa(at), []string{name}, attr)
+			unix.Close(at)
+		}
 	}
 	<-done
 	return proc, err
+}
+
+// above returns a copy of exe that is out of the way of those numbers on which
+// package syscall puts descriptors in the child before it executes the path: in
+// the order of files, from the highest of them on, and one pipe of its own.
+func above(exe int, files []*os.File) (int, error) {
+	top := 0
+	for _, f := range files {
+		if f != nil {
+			top = max(top, int(f.Fd()))
+		}
+	}
+	fd, err := unix.FcntlInt(uintptr(exe), unix.F_DUPFD_CLOEXEC, top+len(files)+8)
+	if err != nil {
+		return -1, fmt.Errorf("copy the descriptor of this program: %w", err)
+	}
+	return fd, nil
 }
 
 // socketPair returns two ends, the first for this process's poller, the second
