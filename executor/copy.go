@@ -239,7 +239,11 @@ func (c *copier) directory(it pick.Item, p string, target tree.Entry, exists boo
 	}
 	switch {
 	case it.Leading:
-		return nil
+		// As with BuildKit it takes the mode of the one that leads there, and
+		// nothing else.
+		target.Mode = target.Type() | src.Perm()
+		target.Xattrs = nil
+		return c.to.SetMeta(p, target)
 	case it.Rel == "":
 		// The destination itself keeps mode and owner, and takes the time.
 		target.ModTime = src.ModTime

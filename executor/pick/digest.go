@@ -85,7 +85,14 @@ func indexPivot(s string) int {
 // Find is Matches of a prepared source, with its required path looked for.
 func (s Source) Find(ctx context.Context, t Tree, wildcards bool) ([]Match, error) {
 	if s.Required != "" {
-		if _, err := Matches(ctx, t, s.Required, false); err != nil {
+		// A link counts for itself, wherever it leads: it is copied as it is.
+		at, err := t.Resolve(s.Required, false)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := t.Quick(at); isMissing(err) {
+			return nil, &NotFoundError{Path: s.Required}
+		} else if err != nil {
 			return nil, err
 		}
 	}

@@ -19,7 +19,8 @@ type copying struct {
 	in       Instr
 	uid, gid int // -1: each file's own
 	links    map[uint64]string
-	include  string // of --parents: a pattern, "" for all
+	include  string           // of --parents: a pattern, "" for all
+	led      map[pending]bool // directories that have been made for what they lead to
 }
 
 func (m *machine) copy(s *system, in Instr) error {
@@ -87,7 +88,7 @@ func (c *copying) source(source string) error {
 			return errors.New("nothing follows the pivot")
 		}
 		if !wild(base) && !wild(pattern) {
-			p, err := resolve(c.from, path.Join("/", base, pattern), true)
+			p, err := resolve(c.from, path.Join("/", base, pattern), false) // a link counts for itself
 			if err != nil {
 				return err
 			}
@@ -190,7 +191,19 @@ func (c *copying) item(src, rel, at string, above []pending) error {
 	}
 	if taken {
 		for _, p := range above {
+			if c.led[p] {
+				continue
+			}
+			if c.led == nil {
+				c.led = map[pending]bool{}
+			}
+			c.led[p] = true
 			if st := lstat(c.to, p.at); st.IsDir() {
+				// What leads to something taken gives a directory that is there its
+				// mode, and nothing else.
+				if err := os.Chmod(filepath.Join(c.to, p.at), lstat(c.from, p.src)); err != nil {
+					return err
+				}
 				continue
 			}
 			if err := os.Mkdir(filepath.Join(c.to, p.at), 0o755); err != nil {

@@ -248,6 +248,9 @@ func (im *Image) apply(data []byte) error {
 			im.Flat.remove(path.Join(dir, gone))
 			continue
 		}
+		if p == "" {
+			continue // the root itself: it has a mode, and is no entry of the tree
+		}
 		if _, twice := added[p]; !twice {
 			order = append(order, p)
 		}
