@@ -34,7 +34,7 @@ func samples() []Op {
 		File{Actions: []Action{
 			Copy{
 				Input: 1, Sources: []string{"/a"}, Dest: "/b", Owner: "u:g", Keep: true, Mode: "0644", Wildcards: true,
-				Parents: true, Excludes: []string{"x"}, Unpack: true, Replace: true,
+				Parents: true, Excludes: []string{"x"}, Unpack: true,
 			},
 			Mkfile{Path: "/f", Data: []byte("d"), Mode: "0600", Owner: "1"},
 			Mkdir{Path: "/d", Mode: 0o700, Owner: "2"},
@@ -185,7 +185,7 @@ func TestDigestGolden(t *testing.T) {
 		{"scratch", scratch, "blake3:431acfcfed969903c39f28a58faf6df30818dff3369104c82dc5c2b34739a588"},
 		{"source", New(samples()[0]), "blake3:e18c9a10bee69f2e87a41be2dd4c78a593a6970cef59b99ed0ffd0aac8b9c06f"},
 		{"exec", New(samples()[1], scratch, scratch), "blake3:cb37409b38f1dec5485f7e5995e6975d149743d962a6ae4472789ace8c59a32a"},
-		{"file", New(samples()[2], scratch, scratch), "blake3:44baa9c175960a00e2c810d482a9c24b1736a107e37a266e0caa22c190d5fb11"},
+		{"file", New(samples()[2], scratch, scratch), "blake3:923a025ec5fcff36dcfd6c038c013b8f7a87a8b6df11a7fd9905915b29d60d6b"},
 		{"merge", New(Merge{}, scratch, scratch), "blake3:3ef755112be2e7eed2b681a8e81b140fc1ac9a822fe7bfb36694d469225bddb0"},
 	}
 	for _, tt := range tests {

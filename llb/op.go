@@ -162,7 +162,6 @@ type Copy struct {
 	Parents   bool     // COPY --parents
 	Excludes  []string // patterns in the syntax of .dockerignore
 	Unpack    bool     // ADD: archives among the sources are extracted, recognised by content
-	Replace   bool     // --link: what stands at Dest is replaced, symlinks are not followed
 }
 
 // Mkfile writes a file.
