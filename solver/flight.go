@@ -200,6 +200,11 @@ func (s *Solver[R]) slotted(ctx context.Context, f *flight[R], j job[R]) (r R, e
 	if ctx.Err() != nil { // the free slot may have won
 		return r, ctx.Err()
 	}
+	if err := f.owner.ctx.Err(); err != nil {
+		// Its owner is about to leave. Who else waits runs it with a Worker
+		// whose build is not over.
+		return r, err
+	}
 	close(f.running)
 	return f.owner.worker.Run(ctx, j.node, j.in)
 }
