@@ -83,7 +83,6 @@ func TestCopy(t *testing.T) {
 				name, text, _ := strings.Cut(l, " ")
 				r.write(name, text)
 			}
-			n := base
 			var f llb.File
 			in := []*llb.Node{base}
 			for i, c := range tt.copies {
@@ -91,7 +90,7 @@ func TestCopy(t *testing.T) {
 				c.Input = i + 1
 				f.Actions = append(f.Actions, c)
 			}
-			n = llb.New(f, in...)
+			n := llb.New(f, in...)
 			got, _, err := r.build(n)
 			if tt.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.err) {

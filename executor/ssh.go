@@ -132,8 +132,9 @@ func (f *forwarder) track(conns ...net.Conn) bool {
 	return f.conns != nil
 }
 
-// pipe copies until one side ends, and tells the other.
+// pipe copies until one side ends, and tells the other. A side that fails has
+// ended: there is nobody else to tell.
 func pipe(to, from net.Conn) {
-	io.Copy(to, from)
-	to.(*net.UnixConn).CloseWrite()
+	_, _ = io.Copy(to, from)
+	_ = to.(*net.UnixConn).CloseWrite()
 }

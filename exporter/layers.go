@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"sync"
@@ -297,11 +298,8 @@ func (m *maker) make(ctx context.Context) (blob, error) {
 // sum counts and hashes what goes through.
 type sum struct {
 	w    io.Writer
-	hash interface {
-		io.Writer
-		Sum([]byte) []byte
-	}
-	n int64
+	hash hash.Hash
+	n    int64
 }
 
 func (s *sum) Write(p []byte) (int, error) {

@@ -118,15 +118,6 @@ func (s *store) isHeld(d oci.Digest) bool {
 	return s.held[d]
 }
 
-// forget drops the records of the nodes' own digests.
-func (s *store) forget(nodes ...*llb.Node) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, n := range nodes {
-		delete(s.records, n.Digest)
-	}
-}
-
 // worker counts what it is asked to do.
 type worker struct {
 	mu      sync.Mutex

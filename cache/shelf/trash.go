@@ -61,9 +61,10 @@ func erase(path string) error {
 	if os.RemoveAll(path) == nil {
 		return nil
 	}
-	filepath.WalkDir(path, func(p string, _ fs.DirEntry, err error) error {
+	// What cannot be read or softened is tried again below, and told there.
+	_ = filepath.WalkDir(path, func(p string, _ fs.DirEntry, _ error) error {
 		soften(p)
-		return nil // what could not be read is tried again below, and told there
+		return nil
 	})
 	if err := os.RemoveAll(path); err != nil {
 		return fmt.Errorf("remove: %w", err)
@@ -84,12 +85,12 @@ func soften(path string) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err == nil {
 		if flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS); err == nil && flags&protected != 0 {
-			unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags&^protected)
+			_ = unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags&^protected)
 		}
 		unix.Close(fd)
 	}
 	if fi.IsDir() && fi.Mode()&0o700 != 0o700 {
-		os.Chmod(path, 0o700)
+		_ = os.Chmod(path, 0o700)
 	}
 }
 

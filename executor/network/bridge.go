@@ -95,7 +95,7 @@ func makeBridge(o Options) (_ bridge, err error) {
 	}
 	defer func() {
 		if err != nil {
-			netlink.LinkDel(link)
+			_ = netlink.LinkDel(link) // that it could not be set up is what is told
 		}
 	}()
 	// Nothing of ours speaks IPv6 on the bridge; a link-local address would

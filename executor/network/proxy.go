@@ -198,7 +198,7 @@ func (px *proxy) datagrams(front *net.UDPConn) {
 			})
 		}
 		back.SetReadDeadline(time.Now().Add(flowIdle))
-		back.Write(buf[:n]) // that nobody listens is what UDP does not tell
+		_, _ = back.Write(buf[:n]) // that nobody listens is what UDP does not tell
 	}
 }
 

@@ -140,7 +140,7 @@ func (p *process) adopt(payload []byte) error {
 	joiner := p.proc
 	p.proc = proc
 	p.mu.Unlock()
-	joiner.Wait()
+	_, _ = joiner.Wait() // it has done its work, however it ended
 	return nil
 }
 

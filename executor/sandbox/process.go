@@ -51,7 +51,7 @@ func (p *process) kill() {
 func (p *process) abandon() {
 	p.stop()
 	p.proc.Kill()
-	p.proc.Wait()
+	_, _ = p.proc.Wait() // "signal: killed"
 	p.streams.abort()
 }
 

@@ -153,7 +153,7 @@ func (st *streams) start(master *os.File) {
 		// Nobody waits for it: it may be in a Read that never returns. It ends
 		// at the latest when it has something for a process that is gone.
 		go func() {
-			io.Copy(st.input, st.stdin)
+			_, _ = io.Copy(st.input, st.stdin) // a process need not read its input
 			if st.master == nil {
 				st.input.Close()
 			}

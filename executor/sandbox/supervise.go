@@ -81,7 +81,7 @@ const initPath = "/dev/.build-init"
 // runtimeInit is the init in a container of an OCI runtime, which has set up all
 // else. It does not return.
 func runtimeInit(args []string) {
-	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // so that the command cannot get at this program's file
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // so that the command cannot get at this program's file; 0 is always taken
 	path, err := child.LookPath(args[0], os.Environ())
 	if err == nil {
 		var pid int

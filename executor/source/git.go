@@ -219,14 +219,16 @@ func (g *Git) lock(ctx context.Context, remote string) (unlock func(), err error
 	if err != nil {
 		return nil, err
 	}
-	done := make(chan error, 1)
+	done := make(chan error)
 	go func() {
-		for {
-			err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
-			if !errors.Is(err, unix.EINTR) {
-				done <- err
-				return
-			}
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		for errors.Is(err, unix.EINTR) {
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		}
+		select {
+		case done <- err:
+		case <-ctx.Done(): // nobody waits any more: give the lock back
+			f.Close()
 		}
 	}()
 	select {
@@ -237,11 +239,6 @@ func (g *Git) lock(ctx context.Context, remote string) (unlock func(), err error
 		}
 		return func() { f.Close() }, nil
 	case <-ctx.Done():
-		// The lock may still come: give it back then.
-		go func() {
-			<-done
-			f.Close()
-		}()
 		return nil, context.Cause(ctx)
 	}
 }

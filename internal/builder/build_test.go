@@ -6,7 +6,6 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -526,7 +525,7 @@ func TestFailedStep(t *testing.T) {
 	said := false
 	for _, e := range events.events {
 		if l, ok := e.(progress.Log); ok {
-			said = said || strings.Contains(fmt.Sprintf("%s", l.Data), "said")
+			said = said || bytes.Contains(l.Data, []byte("said"))
 		}
 	}
 	if !said {

@@ -168,9 +168,7 @@ func (r *recorder) record(ctx context.Context, n *llb.Node) (exported, bool) {
 	res, ok := r.targets[n.Digest]
 	if rec, err := r.Store.Step(n.Digest); err == nil && r.losses.Why(rec.Layers) == nil {
 		out.Created = rec.Created
-		for _, p := range rec.Parts {
-			out.Parts = append(out.Parts, p)
-		}
+		out.Parts = append(out.Parts, rec.Parts...)
 		if !ok {
 			res, ok = executor.Result{Layers: rec.Layers}, true
 		}

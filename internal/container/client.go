@@ -224,7 +224,7 @@ func (p *pipes) start(s Streams) {
 	if in := p.ours[0]; in != nil {
 		// Nobody waits for it: it may be in a Read that never returns.
 		go func() {
-			io.Copy(in, s.In)
+			_, _ = io.Copy(in, s.In) // a process need not read its input
 			in.Close()
 		}()
 	}
@@ -235,7 +235,7 @@ func (p *pipes) start(s Streams) {
 		if w == nil {
 			w = io.Discard
 		}
-		p.wg.Go(func() { io.Copy(w, p.ours[i]) })
+		p.wg.Go(func() { _, _ = io.Copy(w, p.ours[i]) }) // drain ends it, or w is gone
 	}
 }
 

@@ -163,17 +163,18 @@ func (su *supervisor) command(req request) error {
 	return fmt.Errorf("unknown request %q", req.Op)
 }
 
-// serveExec runs a further process for the connection.
+// serveExec runs a further process for the connection. A client that is gone
+// hears nothing of it; receive finds that out.
 func (su *supervisor) serveExec(ctx context.Context, conn *net.UnixConn, req request, files []*os.File) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	p, err := su.startExec(ctx, req, files)
 	if err != nil {
 		closeAll(files)
-		send(conn, response{Error: err.Error(), Code: codeOf(err)})
+		_ = send(conn, response{Error: err.Error(), Code: codeOf(err)})
 		return
 	}
-	send(conn, response{Started: true})
+	_ = send(conn, response{Started: true})
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -184,9 +185,9 @@ func (su *supervisor) serveExec(ctx context.Context, conn *net.UnixConn, req req
 				cancel()
 				return
 			case req.Op == "kill":
-				p.Signal(syscall.Signal(req.Signal))
+				_ = p.Signal(syscall.Signal(req.Signal)) // these have no answer
 			case req.Op == "resize":
-				p.Resize(req.Columns, req.Rows)
+				_ = p.Resize(req.Columns, req.Rows)
 			}
 		}
 	})
@@ -200,7 +201,7 @@ func (su *supervisor) serveExec(ctx context.Context, conn *net.UnixConn, req req
 	case err != nil:
 		resp.Code, resp.Error = CodeFailed, err.Error()
 	}
-	send(conn, resp)
+	_ = send(conn, resp)
 	conn.CloseRead()
 	wg.Wait()
 }

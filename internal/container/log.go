@@ -93,7 +93,7 @@ func (l *logWriter) write(stream int, p []byte) {
 		out.Write(b)
 		out.WriteByte('\n')
 	}
-	l.f.Write(out.Bytes())
+	_, _ = l.f.Write(out.Bytes()) // as Write says
 }
 
 // LogOptions say what of a log is wanted. The zero value is all of it.

@@ -50,7 +50,7 @@ func (cs *Containers) Detach(ctx context.Context, c *Container, args []string) (
 	if err != nil {
 		return CodeFailed, err
 	}
-	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
 	defer stop()
 	var rep report
 	if err := json.NewDecoder(r).Decode(&rep); err != nil {
@@ -60,7 +60,7 @@ func (cs *Containers) Detach(ctx context.Context, c *Container, args []string) (
 		return CodeFailed, fmt.Errorf("its shim ended: %v", cmd.Wait())
 	}
 	if rep.Error != "" {
-		cmd.Wait() // it removes what is to be removed
+		_ = cmd.Wait() // it removes what is to be removed
 		return rep.Code, errors.New(rep.Error)
 	}
 	return 0, cmd.Process.Release()
@@ -79,7 +79,7 @@ func (cs *Containers) Shim(ctx context.Context, id string, signals <-chan os.Sig
 	c := &Container{dir: filepath.Join(cs.Dir, id), lock: lock}
 	defer c.Close()
 	tell := func(r report) {
-		json.NewEncoder(pipe).Encode(r)
+		_ = json.NewEncoder(pipe).Encode(r) // who started it may be gone
 		pipe.Close()
 	}
 	if err := readJSON(filepath.Join(c.dir, "config.json"), &c.Config); err != nil {

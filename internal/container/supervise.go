@@ -166,7 +166,7 @@ func (su *supervisor) save() error {
 
 // relay passes signals on until done: SIGINT and SIGTERM as the stop signal,
 // with SIGKILL after the stop timeout or at the second of them, others as they
-// are.
+// are. A process that has ended takes none.
 func (su *supervisor) relay(signals <-chan os.Signal, done <-chan struct{}) {
 	var grace <-chan time.Time
 	for {
@@ -174,15 +174,15 @@ func (su *supervisor) relay(signals <-chan os.Signal, done <-chan struct{}) {
 		case <-done:
 			return
 		case <-grace:
-			su.process.Signal(syscall.SIGKILL)
+			_ = su.process.Signal(syscall.SIGKILL)
 		case sig := <-signals:
 			switch {
 			case sig != syscall.SIGINT && sig != syscall.SIGTERM:
-				su.process.Signal(sig)
+				_ = su.process.Signal(sig)
 			case grace != nil:
-				su.process.Signal(syscall.SIGKILL)
+				_ = su.process.Signal(syscall.SIGKILL)
 			default:
-				su.process.Signal(su.c.stopSignal())
+				_ = su.process.Signal(su.c.stopSignal())
 				t := time.NewTimer(su.c.StopTimeout)
 				defer t.Stop()
 				grace = t.C

@@ -25,7 +25,7 @@ func followTerminal(tty *os.File, p resizer) (restore func()) {
 	}
 	resize := func() {
 		if columns, rows, err := term.GetSize(fd); err == nil {
-			p.Resize(columns, rows)
+			_ = p.Resize(columns, rows) // it may have ended
 		}
 	}
 	resize()
@@ -41,6 +41,6 @@ func followTerminal(tty *os.File, p resizer) (restore func()) {
 		signal.Stop(changed)
 		close(changed)
 		wg.Wait()
-		term.Restore(fd, old)
+		_ = term.Restore(fd, old) // of a terminal that is gone
 	}
 }

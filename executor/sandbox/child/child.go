@@ -250,6 +250,6 @@ func (c *Control) Ready(s Setup, fd int) error {
 func (c *Control) Fail(err error) {
 	f := &Failure{Text: err.Error()}
 	errors.As(err, &f)
-	WriteMessage(c, MsgError, f)
+	_ = WriteMessage(c, MsgError, f)
 	os.Exit(1)
 }

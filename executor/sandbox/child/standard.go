@@ -115,7 +115,7 @@ func (r *rootfs) maskPath(p string, empty *int) error {
 	if err := unix.Fstat(at, &st); err != nil {
 		return err
 	}
-	cover := -1
+	var cover int
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		cover, err = r.clone("/dev/null")
 	} else if *empty < 0 {

@@ -195,15 +195,15 @@ func (c *Config) exec() error {
 
 // defaultSignals undoes that a signal is ignored, which execve(2) passes on: a
 // build that was started with nohup(1) is no reason that its steps ignore
-// SIGHUP.
+// SIGHUP. SIGKILL and SIGSTOP cannot be changed, nor have they been.
 func defaultSignals() {
 	for sig := uintptr(1); sig <= 64; sig++ {
 		// struct kernel_sigaction: handler, flags, restorer, mask.
 		var act [4]uint64
-		unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&act)), 8, 0, 0)
-		if act[0] == 1 { // SIG_IGN
+		_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&act)), 8, 0, 0)
+		if errno == 0 && act[0] == 1 { // SIG_IGN
 			act = [4]uint64{}
-			unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
+			_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
 		}
 	}
 }

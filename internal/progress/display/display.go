@@ -71,7 +71,7 @@ func summarize(w io.Writer, t *tracker, o Options, now time.Time) {
 	if o.NoSummary {
 		return
 	}
-	PrintWarnings(w, t.warnings)
+	_ = PrintWarnings(w, t.warnings) // w takes everything
 	if t.shown == 0 {
 		return
 	}

@@ -190,8 +190,9 @@ func TestPlainConcurrent(t *testing.T) {
 	if n := strings.Count(b.String(), " line\n"); n != 1600 {
 		t.Errorf("%d lines, want 1600", n)
 	}
+	whole := regexp.MustCompile(`^(#\d (step \d|\d\.\d+ line|DONE \d\.\ds)|Finished in \d\.\ds: 8 steps|)$`)
 	for _, l := range strings.Split(b.String(), "\n") {
-		if ok, _ := regexp.MatchString(`^(#\d (step \d|\d\.\d+ line|DONE \d\.\ds)|Finished in \d\.\ds: 8 steps|)$`, l); !ok {
+		if !whole.MatchString(l) {
 			t.Fatalf("line %q", l)
 		}
 	}

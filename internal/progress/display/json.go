@@ -99,7 +99,7 @@ func (j *jsonLines) Emit(e progress.Event) {
 		j.err = err
 	}
 	if err == nil && !j.closed {
-		j.out.Write(line.Bytes())
+		_, _ = j.out.Write(line.Bytes()) // Close tells
 	}
 }
 

@@ -95,7 +95,7 @@ func (p *plain) header(s *step) {
 		return
 	}
 	if p.last != nil {
-		io.WriteString(p.out, "\n")
+		fmt.Fprintln(p.out)
 	}
 	p.line(s, s.name)
 }

@@ -41,9 +41,8 @@ const (
 // screenLine is the longest line, in bytes, of a screen that does not keep all.
 const screenLine = 16 << 10
 
-// Write takes in output. It never fails.
-func (s *screen) Write(p []byte) (int, error) {
-	n := len(p)
+// write takes in output.
+func (s *screen) write(p []byte) {
 	if len(s.tail) > 0 {
 		p = append(s.tail, p...)
 		s.tail = nil
@@ -57,7 +56,6 @@ func (s *screen) Write(p []byte) (int, error) {
 		s.rune(r)
 		p = p[size:]
 	}
-	return n, nil
 }
 
 func (s *screen) rune(r rune) {

@@ -38,7 +38,7 @@ func TestScreen(t *testing.T) {
 			for _, size := range []int{len(tt.in), 1} { // in one piece and byte by byte
 				var s screen
 				for i := 0; i < len(tt.in); i += size {
-					s.Write([]byte(tt.in[i:min(len(tt.in), i+size)]))
+					s.write([]byte(tt.in[i:min(len(tt.in), i+size)]))
 				}
 				if got := s.last(100); !slices.Equal(got, tt.want) {
 					t.Errorf("in pieces of %d: last(100) of %q = %q, want %q", size, tt.in, got, tt.want)
@@ -50,13 +50,13 @@ func TestScreen(t *testing.T) {
 
 func TestScreenKeepsTheLast(t *testing.T) {
 	s := screen{keep: 3}
-	s.Write([]byte(strings.Repeat("x\n", 1000) + "a\nb\nc\nd"))
+	s.write([]byte(strings.Repeat("x\n", 1000) + "a\nb\nc\nd"))
 	for n, want := range [][]string{nil, {"d"}, {"c", "d"}, {"b", "c", "d"}, {"a", "b", "c", "d"}, {"a", "b", "c", "d"}} {
 		if got := s.last(n); !slices.Equal(got, want) {
 			t.Errorf("last(%d) = %q, want %q", n, got, want)
 		}
 	}
-	s.Write([]byte(strings.Repeat("y", 1<<20)))
+	s.write([]byte(strings.Repeat("y", 1<<20)))
 	if n := len(s.line); n > screenLine {
 		t.Errorf("a line of %d bytes is kept, want at most %d", n, screenLine)
 	}
@@ -86,7 +86,7 @@ func FuzzScreen(f *testing.F) {
 	f.Add([]byte("\x1b[\x1b[m\u009b31m\x1bP\x1b\\"))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		var s screen
-		s.Write(p)
+		s.write(p)
 		for _, l := range s.last(1 << 20) {
 			for _, r := range plainText(l) {
 				if r < 0x20 || r >= 0x7f && r < 0xa0 {

@@ -81,7 +81,7 @@ func (t *tty) Emit(e progress.Event) {
 		s := t.find(e.Step, now)
 		s.output.add(e.Data)
 		if v, ok := t.screens[s]; ok {
-			v.screen.Write(e.Data)
+			v.screen.write(e.Data)
 		}
 	case progress.Counter:
 		t.tracker.count(t.find(e.Step, now), e, now)
@@ -218,7 +218,7 @@ func (t *tty) Close() error {
 // failure writes all that a failed step put out.
 func (t *tty) failure(b *bytes.Buffer, s *step) {
 	var all screen
-	all.Write(s.output.data)
+	all.write(s.output.data)
 	if len(all.line) > 0 {
 		all.newline()
 	}

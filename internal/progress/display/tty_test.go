@@ -22,7 +22,7 @@ func running(n int) (*tracker, []*ttyStep) {
 		s, _ := t.start(progress.Started{Step: progress.Step(fmt.Sprint("step:", i)),
 			Name: fmt.Sprintf("[stage 1/%d] RUN make a thing with a rather long name %d", n, i), Time: at(float64(i))}, began)
 		v := &ttyStep{step: s, screen: screen{keep: 2 * logLines}}
-		v.screen.Write([]byte("\x1b[32mgreen\x1b[0m\nsecond 日本語日本語日本語日本語日本語\n1%\r99%"))
+		v.screen.write([]byte("\x1b[32mgreen\x1b[0m\nsecond 日本語日本語日本語日本語日本語\n1%\r99%"))
 		t.count(s, progress.Counter{Name: "sha256:aa", Current: 0, Total: 5e6, Unit: "B", Time: at(0)}, began)
 		t.count(s, progress.Counter{Name: "sha256:aa", Current: 2e6, Total: 5e6, Unit: "B", Time: at(2)}, began)
 		out = append(out, v)
