@@ -6,7 +6,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 BINARY  := bin/build
 FUZZTIME ?= 20s
 
-.PHONY: all build test race fuzz lint bench bench-startup conformance demo clean
+.PHONY: all build test race fuzz lint bench bench-go bench-startup conformance demo clean
 
 all: build
 
@@ -37,7 +37,15 @@ lint:
 	test -z "$$(gofmt -l . | tee /dev/stderr)"
 	$(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 run ./...
 
-bench:
+# build and the other builders of this machine, side by side; BENCHFLAGS are
+# those that `go run ./internal/bench -h` lists.
+BENCHFLAGS ?=
+bench: build
+	.ci/packages busybox-static docker-registry
+	$(GO) run ./internal/bench -build $(abspath $(BINARY)) $(BENCHFLAGS)
+
+# The benchmarks in the packages' tests.
+bench-go:
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 # How long `build version` takes beside a Go program that does nothing.

@@ -66,6 +66,7 @@ var rooms = map[string]room{
 	"internal/builder":          {floor: 4},
 	"internal/container":        {floor: 4},
 	"cmd/build":                 {floor: 6},
+	"internal/bench":            {floor: testsOnly, also: []string{"internal/testbase"}}, // measures builders beside each other
 	"internal/dockerfuzz":       {floor: testsOnly},                                      // builds generated Dockerfiles; shares no code with what it tests
 	"internal/noskip":           {floor: testsOnly},                                      // runs go test
 	"internal/testbase":         {floor: testsOnly},                                      // base images for tests and the demo

@@ -85,6 +85,30 @@ func Push(ctx context.Context, img v1.Image, ref string) error {
 	return nil
 }
 
+// Tar writes the entries of a layer: those of Make, by the names of its kinds,
+// or one of
+//
+//	npm        npm as this machine has it, at the same path, with its modules
+//	toolchain  all of the Go toolchain, in usr/local/go
+//	system     about 190 MB of this machine's programs, libraries and data, in
+//	           opt/system: as many and as large as those of a small distribution
+//
+// The two blocks of zeros that end a tar are left to the caller.
+func Tar(w io.Writer, part string) error {
+	fill, ok := map[string]func(*layer) error{
+		"busybox": busybox, "alpine": osRelease, "node": node, "golang": golang,
+		"npm": npm, "toolchain": toolchain, "system": system,
+	}[part]
+	if !ok {
+		return fmt.Errorf("no layer %q", part)
+	}
+	l := &layer{tar: tar.NewWriter(w), dirs: map[string]bool{".": true}}
+	if err := fill(l); err != nil {
+		return fmt.Errorf("layer %s: %w", part, err)
+	}
+	return l.tar.Flush()
+}
+
 // layer is a tar in the making. Owners are root, times the epoch.
 type layer struct {
 	tar  *tar.Writer

@@ -1,0 +1,304 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/861fb494/build/internal/testbase"
+)
+
+// bench is one run of the benchmark.
+type bench struct {
+	options  options
+	dir      string // scratch, removed at the end
+	binary   string
+	registry *testbase.Registry
+	images   *images
+	found    []builder
+	missing  []string
+	runs     int
+}
+
+// start starts what the builds need, and looks for builders.
+func (b *bench) start(ctx context.Context) error {
+	for _, sub := range []string{"registry", "images", "contexts", "state", "logs"} {
+		if err := os.Mkdir(filepath.Join(b.dir, sub), 0o755); err != nil {
+			return err
+		}
+	}
+	var err error
+	if b.registry, err = testbase.StartRegistry(filepath.Join(b.dir, "registry")); err != nil {
+		return err
+	}
+	b.images = &images{dir: filepath.Join(b.dir, "images"), registry: b.registry, bodies: map[string]*body{}, pushed: map[string]bool{}}
+	b.found, b.missing, err = b.builders(ctx)
+	return err
+}
+
+// close ends and removes what start made.
+func (b *bench) close() error {
+	if b.registry != nil {
+		b.registry.Close()
+	}
+	return removeAll(b.dir)
+}
+
+// removeAll removes a tree; what is mounted in it is taken off first.
+func removeAll(dir string) error {
+	text, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return err
+	}
+	points := mountsBelow(string(text), dir)
+	for _, p := range slices.Backward(points) {
+		if err := unix.Unmount(p, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", p, err)
+		}
+	}
+	return os.RemoveAll(dir)
+}
+
+// mountsBelow lists the mount points below dir in the text of /proc/mounts, in
+// its order; names with spaces, which are escaped there, are not ours.
+func mountsBelow(mounts, dir string) []string {
+	var points []string
+	for line := range strings.Lines(mounts) {
+		if fields := strings.Fields(line); len(fields) > 1 && strings.HasPrefix(fields[1], dir+"/") {
+			points = append(points, fields[1])
+		}
+	}
+	return points
+}
+
+// workload runs all rounds of a workload.
+func (b *bench) workload(ctx context.Context, w workload) (_ Result, err error) {
+	result := Result{Name: w.name, Title: w.title}
+	those := slices.Clone(b.found)
+	those = slices.DeleteFunc(those, func(is builder) bool {
+		return is.onlyRuns && !w.runs || is.argv(job{out: w.out}) == nil
+	})
+	dir := filepath.Join(b.dir, "contexts", strings.ReplaceAll(w.name, "+", "-"))
+	defer func() { err = errors.Join(err, b.tidy(context.WithoutCancel(ctx), w, dir, those)) }()
+	contexts, err := b.writeContexts(w, dir)
+	if err != nil {
+		return result, err
+	}
+	sizes := make([]int64, len(those))
+	for i, is := range those {
+		result.Entries = append(result.Entries, Entry{Builder: is.name})
+		sizes[i] = diskUse(is.state)
+		if err := b.prime(ctx, w, is, contexts); err != nil {
+			if ctx.Err() != nil {
+				return result, context.Cause(ctx)
+			}
+			result.Entries[i].Failure = err.Error()
+		}
+	}
+	for round := range b.options.rounds {
+		for turn := range those {
+			i := turn
+			if round%2 == 1 {
+				i = len(those) - 1 - turn
+			}
+			e := &result.Entries[i]
+			if e.Failure != "" {
+				continue
+			}
+			s, err := b.sample(ctx, w, those[i], contexts)
+			if ctx.Err() != nil {
+				return result, context.Cause(ctx)
+			}
+			if err != nil {
+				e.Failure = err.Error()
+				continue
+			}
+			e.Samples = append(e.Samples, s)
+			if b.options.verbose {
+				fmt.Printf("  %s %s round %d: %.3f s, CPU %.2f s, others' CPUs %.2f\n", w.name, e.Builder, round+1, s.Wall, s.CPU, s.Foreign)
+			}
+		}
+	}
+	for i, is := range those {
+		if is.state != "" {
+			result.Entries[i].State = diskUse(is.state) - sizes[i]
+		}
+	}
+	return result, nil
+}
+
+// writeContexts writes a context for each of the builds at once.
+func (b *bench) writeContexts(w workload, dir string) ([]string, error) {
+	var contexts []string
+	for i := range max(1, w.builds) {
+		sub := filepath.Join(dir, fmt.Sprint(i))
+		if err := os.MkdirAll(sub, 0o755); err != nil {
+			return nil, err
+		}
+		if w.files != nil {
+			if err := w.files(sub, i); err != nil {
+				return nil, fmt.Errorf("write context: %w", err)
+			}
+		}
+		contexts = append(contexts, sub)
+	}
+	return contexts, nil
+}
+
+// prime does what is not measured, before the first round.
+func (b *bench) prime(ctx context.Context, w workload, is builder, contexts []string) error {
+	if tmp := slices.IndexFunc(is.env, func(s string) bool { return strings.HasPrefix(s, "TMPDIR=") }); tmp >= 0 {
+		if err := os.MkdirAll(strings.TrimPrefix(is.env[tmp], "TMPDIR="), 0o755); err != nil {
+			return err
+		}
+	}
+	if w.primed == primeSame {
+		if err := b.dockerfiles(ctx, w, contexts, "0"); err != nil {
+			return err
+		}
+		w.out, w.noCache = nothing, false
+		_, err := b.timed(ctx, w, is, contexts)
+		return err
+	}
+	kind := w.base
+	if w.primed == primeTool {
+		kind = "busybox"
+	}
+	base, err := b.images.push(ctx, kind, "")
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(b.dir, "contexts", "prime")
+	if err := write(dir, "Dockerfile", "FROM "+base+"\nCOPY Dockerfile /\n"); err != nil {
+		return err
+	}
+	_, err = b.timed(ctx, workload{name: w.name}, is, []string{dir})
+	return err
+}
+
+// dockerfiles writes those of a workload's contexts.
+func (b *bench) dockerfiles(ctx context.Context, w workload, contexts []string, serial string) error {
+	of := ""
+	if w.newBase {
+		of = serial
+	}
+	base, err := b.images.push(ctx, w.base, of)
+	if err != nil {
+		return err
+	}
+	if !w.fresh {
+		serial = "0"
+	}
+	for i, dir := range contexts {
+		if err := write(dir, "Dockerfile", w.dockerfile(base, serial, i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sample is one turn of a builder.
+func (b *bench) sample(ctx context.Context, w workload, is builder, contexts []string) (Sample, error) {
+	serial := fmt.Sprintf("%016x", time.Now().UnixNano())
+	if err := b.dockerfiles(ctx, w, contexts, serial); err != nil {
+		return Sample{}, err
+	}
+	if w.change != nil {
+		for _, dir := range contexts {
+			if err := w.change(dir, serial); err != nil {
+				return Sample{}, fmt.Errorf("change context: %w", err)
+			}
+		}
+	}
+	if w.warm {
+		before := w
+		before.out = nothing
+		if _, err := b.timed(ctx, before, is, contexts); err != nil {
+			return Sample{}, err
+		}
+	}
+	return b.timed(ctx, w, is, contexts)
+}
+
+// timed builds the contexts at once and measures that.
+func (b *bench) timed(ctx context.Context, w workload, is builder, contexts []string) (Sample, error) {
+	b.runs++
+	o := order{Timeout: b.options.timeout}
+	for i, dir := range contexts {
+		name := fmt.Sprintf("%s-%d", strings.ReplaceAll(w.name, "+", "-"), i)
+		j := job{context: dir, tag: "bench/" + name, out: w.out, noCache: w.noCache, dest: filepath.Join(b.dir, "out.tar")}
+		if w.out == pushGzip || w.out == pushZstd {
+			j.tag = fmt.Sprintf("bench/%s-%d", name, b.runs) // a repository that has no layers yet
+		}
+		if err := os.Remove(j.dest); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return Sample{}, err
+		}
+		o.Builds = append(o.Builds, command{Steps: is.argv(j), Env: is.env, Log: filepath.Join(b.dir, "logs", fmt.Sprintf("%s-%s", is.name, name))})
+	}
+	unix.Sync() // what was written before is not this build's
+	forgetPeaks(is.daemons)
+	before := daemonCPU(is.daemons)
+	t, err := timed(ctx, o)
+	if err != nil {
+		return Sample{}, err
+	}
+	if t.Error != "" {
+		return Sample{}, errors.New(t.Error)
+	}
+	s := Sample{Wall: t.Wall, CPU: t.CPU + daemonCPU(is.daemons) - before, Client: t.Memory, Daemon: peakMemory(is.daemons)}
+	s.Foreign = max(0, t.Busy-s.CPU) / t.Wall
+	return s, nil
+}
+
+// tidy removes what a workload left.
+func (b *bench) tidy(ctx context.Context, w workload, dir string, those []builder) error {
+	errs := []error{os.RemoveAll(dir), os.RemoveAll(filepath.Join(b.dir, "out.tar"))}
+	for _, is := range those {
+		if is.own {
+			errs = append(errs, removeAll(is.state))
+		} else if is.release != nil && w.out == tagged {
+			errs = append(errs, is.release(ctx, "bench/"+strings.ReplaceAll(w.name, "+", "-")+"-0"))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// diskUse is what the files below dir take on disk, in bytes; a file with
+// several names counts once.
+func diskUse(dir string) int64 {
+	if dir == "" {
+		return 0
+	}
+	var sum int64
+	type inode struct{ dev, ino uint64 }
+	seen := map[inode]bool{}
+	// Files come and go in a daemon's directory: what is gone counts nothing.
+	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil
+		}
+		fi, err := d.Info()
+		if err != nil {
+			return nil
+		}
+		st, ok := fi.Sys().(*syscall.Stat_t)
+		if !ok {
+			return nil
+		}
+		if id := (inode{st.Dev, st.Ino}); st.Nlink == 1 || d.IsDir() || !seen[id] {
+			seen[id] = true
+			sum += st.Blocks * 512
+		}
+		return nil
+	})
+	return sum
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+)
+
+// workload is what builders are compared by.
+type workload struct {
+	name, title string
+	base        string // the base image's kind
+	out         output
+	noCache     bool
+	runs        bool // there are RUN steps: the network counts
+	builds      int  // at once, each with a context of its own; 0 is 1
+
+	// dockerfile is that of build i. The serial is another in each run where
+	// fresh is set, else the same in all.
+	dockerfile func(base, serial string, i int) string
+	files      func(dir string, i int) error         // writes the rest of the context
+	change     func(dir string, serial string) error // changes it before each run
+
+	primed  priming
+	fresh   bool // see dockerfile
+	newBase bool // each run's base image is one that nobody has seen
+	warm    bool // each run's timed build comes after one without output
+}
+
+// priming is what a builder does before the first round.
+type priming int
+
+const (
+	primeBase priming = iota // pull the base image
+	primeSame                // build the same
+	primeTool                // anything
+)
+
+// workloads lists them all.
+func workloads() []workload {
+	from := func(steps ...string) func(string, string, int) string {
+		return func(base, _ string, _ int) string { return "FROM " + base + "\n" + strings.Join(steps, "\n") + "\n" }
+	}
+	large := func(out output, title string) workload {
+		return workload{title: "COPY of 1 GiB in 4 files never seen before, " + title, base: "busybox", out: out, noCache: true,
+			files: largeFiles, change: stamp, dockerfile: from("COPY big*.bin /data/")}
+	}
+	small := func(out output, title string) workload {
+		return workload{title: "COPY of 50,000 files of 4 KiB never seen before, " + title, base: "busybox", out: out, noCache: true,
+			files: smallFiles, change: stamp, dockerfile: from("COPY src /data/")}
+	}
+	named := func(name string, w workload) workload { w.name = name; return w }
+	return []workload{
+		{name: "w1s", title: "nothing to do: 3 steps, one file", base: "busybox", runs: true, primed: primeSame,
+			files:      func(dir string, _ int) error { return write(dir, "a.txt", "hello\n") },
+			dockerfile: from("COPY a.txt /a.txt", "RUN cat /a.txt >/b.txt", "ENV X=1")},
+		{name: "w1", title: "nothing to do: 20 steps, 10,000 files", base: "busybox", runs: true, primed: primeSame, files: manySteps,
+			dockerfile: from(twentySteps()...)},
+		{name: "w2", title: "one of 10,000 files changed: COPY and a cheap RUN", base: "busybox", runs: true, primed: primeSame,
+			files:  func(dir string, _ int) error { return textTree(dir+"/src", 100, 100, 2) },
+			change: appendToOne, dockerfile: from("WORKDIR /app", "COPY . /app/", "RUN cat /app/src/d050/f050.txt | wc -c >/size")},
+		{name: "w3", title: "50 RUN that do nothing, not cached", base: "busybox", runs: true, noCache: true,
+			dockerfile: from(numbered(50, func(i int) string { return fmt.Sprintf("RUN true %d", i) })...)},
+		{name: "w4", title: "8 stages of sleep 1, not cached", base: "busybox", runs: true, noCache: true, dockerfile: eightStages},
+		named("w5a", large(nothing, "no name")),
+		named("w5a+t", large(tagged, "with a name")),
+		named("w5a+oci", large(ociTar, "as an OCI archive")),
+		named("w5b", small(nothing, "no name")),
+		named("w5b+oci", small(ociTar, "as an OCI archive")),
+		{name: "w7", title: "cold pull of a base image, RUN true", base: "system", runs: true, newBase: true, primed: primeTool, dockerfile: from("RUN true")},
+		{name: "w7b", title: "cold pull of two large layers, RUN true", base: "golang", runs: true, newBase: true, primed: primeTool, dockerfile: from("RUN true")},
+		{name: "w9", title: "8 different builds at once", base: "system", runs: true, builds: 8, change: stamp,
+			files: func(dir string, i int) error { return textTree(dir+"/src", 10, 100, 100+uint64(i)) },
+			dockerfile: func(base, _ string, i int) string {
+				return fmt.Sprintf("FROM %s\nWORKDIR /app\nCOPY . /app/\nRUN find /app -type f | xargs sha256sum >/sums-%d\nRUN sort /sums-%[2]d >/sorted && rm -rf /app/src/d000\nRUN tar cf /all.tar /app\n", base, i)
+			}},
+	}
+}
+
+func numbered(n int, line func(int) string) []string {
+	lines := make([]string, n)
+	for i := range lines {
+		lines[i] = line(i)
+	}
+	return lines
+}
+
+func twentySteps() []string {
+	return []string{
+		"ENV A=1", "WORKDIR /app", "COPY conf/c0.conf /etc/c0.conf", "RUN mkdir -p /data && echo 1 >/data/1",
+		"ENV B=2", "COPY conf/c1.conf /etc/c1.conf", "RUN echo 2 >/data/2", "COPY conf/c2.conf /etc/c2.conf",
+		"ENV C=3 D=4", "RUN echo 3 >/data/3", "COPY conf/c3.conf conf/c4.conf /etc/", "RUN echo 4 >/data/4",
+		"COPY conf/c5.conf /etc/c5.conf", "RUN echo 5 >/data/5", "ENV E=5", "COPY . /app/",
+		"RUN ls /app >/data/6", "RUN echo 7 >/data/7", "ENV F=6", "RUN echo 8 >/data/8",
+	}
+}
+
+func eightStages(base, _ string, _ int) string {
+	var text strings.Builder
+	for i := range 8 {
+		fmt.Fprintf(&text, "FROM %s AS s%d\nRUN sleep 1 && echo %[2]d >/out%[2]d\n", base, i)
+	}
+	fmt.Fprintf(&text, "FROM %s\n", base)
+	for i := range 8 {
+		fmt.Fprintf(&text, "COPY --from=s%d /out%[1]d /out%[1]d\n", i)
+	}
+	return text.String()
+}
