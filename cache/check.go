@@ -35,7 +35,7 @@ func (s *Store) Check(ctx context.Context) []error {
 	c.files("places", c.place)
 	c.files("results", func(path string) error { _, err := readResult(path); return err })
 	c.files("pins", c.pin)
-	c.files("diffs", c.diff)
+	c.files("chains", c.chain)
 	c.files("listings", func(path string) error {
 		_, err := c.readListing(oci.Digest("blake3:" + filepath.Base(path)))
 		return err
@@ -207,16 +207,17 @@ func (c *checker) pin(path string) error {
 	return named(path, c.pinPath(p.Ref), p.Ref)
 }
 
-func (c *checker) diff(path string) error {
-	var id string
-	if err := readRecord(path, &id); err != nil {
+func (c *checker) chain(path string) error {
+	var b built
+	if err := readRecord(path, &b); err != nil {
 		return err
 	}
-	l, err := c.readLayer(id)
-	if err != nil {
-		return nil // gone, or told of already
+	l, err := c.readLayer(b.Layer)
+	if err == nil && l.DiffID != b.DiffID {
+		return fmt.Errorf("it says that layer %s has the diff ID %s, which has %s", b.Layer, b.DiffID, l.DiffID)
 	}
-	return named(path, c.diffPath(l.DiffID), "layer "+id)
+	// A layer that cannot be read is gone, or told of already.
+	return named(path, c.chainPath(b.chain()), "layer "+b.Layer)
 }
 
 // named compares where a record is with where it belongs.

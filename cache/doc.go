@@ -17,7 +17,7 @@
 //	stats/P           content digests of the files of one directory by their stamps
 //	listings/H        the files that the digest H of a COPY or a mount was made of
 //	pins/P            what a tag was when a registry was last asked
-//	diffs/H           which layer built here has the diff ID H
+//	chains/H          which layer built here is the top of the chain with the chain ID H
 //	mounts/M/N        cache mounts: id tells the name, N is a directory, N.lock its lock
 //	http/, git/       downloads of ADD, for their sources
 //	locks/NAME        what is being done by one process at a time; removed after use
@@ -30,7 +30,7 @@
 //
 // # Records
 //
-// layer.json, step, place, result, pin and diff files are JSON, a newline,
+// layer.json, step, place, result, pin and chain files are JSON, a newline,
 // "blake3:" and the hash of the JSON, a newline. They are written under a
 // temporary name in their directory and renamed; they are not synced, because
 // their reader checks them: one that does not fit its checksum, or not its name,

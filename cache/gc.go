@@ -122,7 +122,7 @@ func (s *Store) Usage(ctx context.Context, wanted func(id string) string) ([]Ite
 			return nil, fmt.Errorf("measure state directory: %w", err)
 		}
 	}
-	records, err := u.measure("steps", "places", "listings", "stats", "pins", "diffs", "results", "layers")
+	records, err := u.measure("steps", "places", "listings", "stats", "pins", "chains", "results", "layers")
 	if err != nil {
 		return nil, fmt.Errorf("measure state directory: %w", err)
 	}
@@ -383,8 +383,8 @@ func (o PruneOptions) selects(i Item, now time.Time) bool {
 	return o.All || i.Kind != KindMount
 }
 
-// dropRecords removes the step records whose layers are gone, and the listings
-// and results that nothing refers to; with all, also those of imported steps
+// dropRecords removes the records of steps and chains whose layers are gone, and
+// the listings and results that nothing refers to; with all, also those of imported steps
 // whose layers have not been fetched. Places stay: they say when a result was
 // there.
 func (s *Store) dropRecords(all bool) {
@@ -412,6 +412,16 @@ func (s *Store) dropRecords(all bool) {
 				os.Remove(path)
 				break
 			}
+		}
+	}
+	chains, _ := filepath.Glob(filepath.Join(s.dir, "chains", "*"))
+	for _, path := range chains {
+		var b built
+		if readRecord(path, &b) != nil {
+			continue
+		}
+		if _, err := os.Lstat(s.layerPath(b.Layer)); err != nil {
+			os.Remove(path)
 		}
 	}
 	listings, _ := filepath.Glob(filepath.Join(s.dir, "listings", "*"))

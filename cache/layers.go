@@ -299,7 +299,7 @@ func (s *Store) Seal(ctx context.Context, id string) (oci.Layer, error) {
 		return l, err
 	}
 	s.remember(l)
-	return l, s.noteBuilt(l)
+	return l, nil
 }
 
 // RemoveLayer deletes a layer: metadata first, so that it is gone for every

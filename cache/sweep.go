@@ -138,7 +138,7 @@ func tempOwner(path string) string {
 // ended.
 func (s *Store) tempFiles() []string {
 	var out []string
-	for _, pattern := range []string{"", "steps/*", "places", "results", "stats", "pins", "diffs", "listings", "layers/*", "mounts/*"} {
+	for _, pattern := range []string{"", "steps/*", "places", "results", "stats", "pins", "chains", "listings", "layers/*", "mounts/*"} {
 		found, err := filepath.Glob(filepath.Join(s.dir, pattern, tempPrefix+"*"))
 		if err == nil { // the only error is one of the pattern
 			out = append(out, found...)

@@ -220,7 +220,7 @@ func TestSave(t *testing.T) {
 		t.Fatal(err)
 	}
 	id, _ := s.ID(app)
-	find := func(d oci.Digest) (oci.Layer, bool) { return a, d == a.DiffID }
+	find := func(d oci.Digest) (oci.Layer, bool) { return a, d == oci.ChainID(p.DiffID, a.DiffID) }
 	names := func(n ...string) []oci.Reference { return resultOf(n).Names }
 	save := func(out string, find Find, list ...Stored) (oci.Descriptor, error) {
 		t.Helper()

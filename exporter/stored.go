@@ -18,8 +18,9 @@ type Stored struct {
 	Names []oci.Reference
 }
 
-// Find returns the layer with a diff ID that is in the cache, with Tar set.
-type Find func(diffID oci.Digest) (oci.Layer, bool)
+// Find returns the layer of the cache that is the top of a chain, by its ID
+// (oci.ChainID), with Tar set.
+type Find func(chain oci.Digest) (oci.Layer, bool)
 
 // Save puts images of the store out: all of them into one archive, or each
 // under its names. An image whose blobs are all here, or in a registry, goes
@@ -208,8 +209,10 @@ func (e *images) platformImage(d oci.Descriptor, find Find) (oci.PlatformImage, 
 	if len(ids) != len(m.Layers) {
 		return img, nil, fmt.Errorf("manifest %s has %d layers, its configuration %d", d.Digest, len(m.Layers), len(ids))
 	}
+	var chain oci.Digest
 	for i, l := range m.Layers {
-		one, err := e.layer(l, ids[i], find)
+		chain = oci.ChainID(chain, ids[i])
+		one, err := e.layer(l, ids[i], chain, find)
 		if err != nil {
 			return img, nil, err
 		}
@@ -218,12 +221,12 @@ func (e *images) platformImage(d oci.Descriptor, find Find) (oci.PlatformImage, 
 	return img, m.Annotations, nil
 }
 
-// layer is the layer that a stored manifest lists as d.
-func (e *images) layer(d oci.Descriptor, diffID oci.Digest, find Find) (oci.Layer, error) {
+// layer is the layer that a stored manifest lists as d, the top of chain.
+func (e *images) layer(d oci.Descriptor, diffID, chain oci.Digest, find Find) (oci.Layer, error) {
 	s := e.o.Store
 	l, found := oci.Layer{}, false
 	if find != nil {
-		l, found = find(diffID)
+		l, found = find(chain)
 	}
 	if !found {
 		l = oci.Layer{ID: diffID.String()}

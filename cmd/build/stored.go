@@ -53,8 +53,8 @@ func saveImages(ctx context.Context, b *builder.Builder, list []exporter.Stored,
 		return oci.Descriptor{}, err
 	}
 	o.Store, o.Temp, o.Registry = b.Images, temp, client
-	find := func(diffID oci.Digest) (oci.Layer, bool) {
-		l, ok := b.Store.Built(diffID)
+	find := func(chain oci.Digest) (oci.Layer, bool) {
+		l, ok := b.Store.Built(chain)
 		id := l.ID
 		l.Tar = func(ctx context.Context) (io.ReadCloser, error) { return b.Store.Tar(ctx, id) }
 		return l, ok

@@ -30,9 +30,9 @@ type ImageOptions struct {
 	Offline bool
 	// Pins may be nil.
 	Pins Pins
-	// Built finds a layer that was built here, and has no blob, by its diff
-	// ID. nil: there are none.
-	Built func(oci.Digest) (oci.Layer, bool)
+	// Built finds a layer that was built here, and has no blob, by the ID of
+	// the chain that it is the top of: oci.ChainID. nil: there are none.
+	Built func(chain oci.Digest) (oci.Layer, bool)
 	// Elsewhere opens a blob of a layer whose Origin is a URL, unverified. nil:
 	// there are none.
 	Elsewhere func(ctx context.Context, origin string, d oci.Descriptor) (io.ReadCloser, error)

@@ -23,6 +23,7 @@ func (m *Images) layers(ref oci.Reference, img Image) ([]oci.Layer, error) {
 		return nil, fmt.Errorf("image %s: %d layers in the manifest, %d in the configuration", ref.Familiar(), len(blobs), len(ids))
 	}
 	out := make([]oci.Layer, len(blobs))
+	var chain oci.Digest
 	for i, b := range blobs {
 		if err := ids[i].Validate(); err != nil {
 			return nil, fmt.Errorf("image %s: layer %d: diff ID: %w", ref.Familiar(), i+1, err)
@@ -33,18 +34,32 @@ func (m *Images) layers(ref oci.Reference, img Image) ([]oci.Layer, error) {
 		if strings.HasSuffix(b.MediaType, "+encrypted") {
 			return nil, fmt.Errorf("image %s: layer %d is encrypted, which is not supported", ref.Familiar(), i+1)
 		}
+		chain = oci.ChainID(chain, ids[i])
+		if l, ok := m.built(b, ids[i], chain); ok {
+			out[i] = l
+			continue
+		}
 		out[i] = m.layer(ref, b, ids[i])
 	}
 	return out, nil
 }
 
-func (m *Images) layer(ref oci.Reference, b oci.Descriptor, diffID oci.Digest) oci.Layer {
-	if b.Digest == diffID && m.o.Built != nil {
-		// A layer made here stands in its manifest as the tar, without a blob.
-		if l, ok := m.o.Built(diffID); ok {
-			return l
-		}
+// built is a layer that was made here: it stands in its manifest as the tar,
+// without a blob.
+func (m *Images) built(b oci.Descriptor, diffID, chain oci.Digest) (oci.Layer, bool) {
+	if b.Digest != diffID || m.o.Built == nil {
+		return oci.Layer{}, false
 	}
+	l, ok := m.o.Built(chain)
+	if ok {
+		// What is built upon it has the same keys as on a machine that pulled
+		// the image: its content is its diff ID.
+		l.Content = diffID
+	}
+	return l, ok
+}
+
+func (m *Images) layer(ref oci.Reference, b oci.Descriptor, diffID oci.Digest) oci.Layer {
 	l := oci.Layer{
 		ID:      strings.Replace(diffID.String(), ":", "-", 1),
 		Content: diffID, DiffID: diffID, Blob: &b, Origin: ref.String(),

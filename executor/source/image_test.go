@@ -400,14 +400,27 @@ func TestImagesPin(t *testing.T) {
 func TestImagesBuiltLayer(t *testing.T) {
 	srv := newServer(t)
 	p := newPusher(t, srv.host+"/app:v1")
-	l := newLayer(t, "made here", "")
-	d := p.image(amd64, l)
+	base, same, l := newLayer(t, "base", "gzip"), newLayer(t, "made here", "gzip"), newLayer(t, "made here", "")
+	chain := oci.ChainID(digest.FromBytes(base.tar), digest.FromBytes(l.tar))
 	m := newImages(newStore(t), ImageOptions{Built: func(id oci.Digest) (oci.Layer, bool) {
-		return oci.Layer{ID: "snapshot"}, id == digest.FromBytes(l.tar)
+		return oci.Layer{ID: "snapshot"}, id == chain
 	}})
-	c, err := m.Open(t.Context(), llb.Source{Ref: p.ref.String(), Digest: d.Digest, Platform: amd64})
-	if err != nil || len(c.Layers) != 1 || c.Layers[0].ID != "snapshot" {
-		t.Errorf("Open = %v, %v, want the layer that was built here", c, err)
+	pulled := oci.Digest(strings.Replace(digest.FromBytes(l.tar).String(), ":", "-", 1))
+	for _, tt := range []struct {
+		name   string
+		layers []testLayer
+		want   oci.Digest
+	}{
+		{"built here", []testLayer{base, l}, "snapshot"},
+		{"with a blob", []testLayer{base, same}, pulled},
+		{"upon nothing", []testLayer{l}, pulled},
+		{"upon another chain", []testLayer{l, l}, pulled},
+	} {
+		d := p.image(amd64, tt.layers...)
+		c, err := m.Open(t.Context(), llb.Source{Ref: p.ref.String(), Digest: d.Digest, Platform: amd64})
+		if err != nil || len(c.Layers) != len(tt.layers) || c.Layers[len(c.Layers)-1].ID != string(tt.want) {
+			t.Errorf("%s: Open = %v, %v, want %s on top", tt.name, c, err, tt.want)
+		}
 	}
 }
 

@@ -164,7 +164,8 @@ func (j *job) image(ctx context.Context, i int, r executor.Result) (oci.Platform
 	return finish(low.Image, low.Platform, low.Epoch, layers), nil
 }
 
-// seal gives each layer its diff ID, several at once.
+// seal gives each layer its diff ID, several at once, by which an image of them
+// finds them again.
 func (b *Builder) seal(ctx context.Context, r *remoteImages, layers []oci.Layer) ([]oci.Layer, error) {
 	out := make([]oci.Layer, len(layers))
 	g, ctx := errgroup.WithContext(ctx)
@@ -184,7 +185,10 @@ func (b *Builder) seal(ctx context.Context, r *remoteImages, layers []oci.Layer)
 			return nil
 		})
 	}
-	return out, g.Wait()
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return out, b.Store.NoteBuilt(out)
 }
 
 // finish is img upon layers. The time of each layer made here is when its step

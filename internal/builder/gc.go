@@ -83,15 +83,24 @@ func (b *Builder) wanted(pinned []string) (func(id string) string, error) {
 			if err != nil {
 				continue
 			}
-			b.need(need, m.Layers, "image "+name)
+			img, err := b.Images.Config(m.Config.Digest)
+			if err != nil {
+				continue
+			}
+			b.need(need, m.Layers, img.RootFS.DiffIDs, "image "+name)
 		}
 	}
 	return func(id string) string { return need[id] }, nil
 }
 
-func (b *Builder) need(need map[string]string, layers []oci.Descriptor, by string) {
-	for _, l := range layers {
-		if built, ok := b.Store.Built(l.Digest); ok {
+func (b *Builder) need(need map[string]string, blobs []oci.Descriptor, diffIDs []oci.Digest, by string) {
+	var chain oci.Digest
+	for i, d := range diffIDs {
+		chain = oci.ChainID(chain, d)
+		if i >= len(blobs) || blobs[i].Digest != d {
+			continue // has a blob of its own
+		}
+		if built, ok := b.Store.Built(chain); ok {
 			need[built.ID] = by
 		}
 	}

@@ -34,7 +34,7 @@ func (b *Builder) newRemote(pull bool, sink progress.Sink) (*remoteImages, error
 	}
 	r := &remoteImages{builder: b, sink: sink, steps: map[oci.Digest]progress.Step{}}
 	r.Images = source.NewImages(b.Images, client, source.ImageOptions{
-		Pull: pull, Pins: pins{b}, Built: r.built, Elsewhere: r.elsewhere, Progress: r.progress,
+		Pull: pull, Pins: pins{b}, Built: b.Store.Built, Elsewhere: r.elsewhere, Progress: r.progress,
 	})
 	return r, nil
 }
@@ -43,15 +43,6 @@ type pins struct{ b *Builder }
 
 func (p pins) Get(ref oci.Reference) (oci.Descriptor, bool)  { return p.b.Store.Pin(ref) }
 func (p pins) Put(ref oci.Reference, d oci.Descriptor) error { return p.b.Store.PutPin(ref, d) }
-
-// built finds a layer of a local image that was built here. What is built upon
-// it has the same keys as on a machine that pulled the image: its content is
-// its diff ID.
-func (r *remoteImages) built(diffID oci.Digest) (oci.Layer, bool) {
-	l, ok := r.builder.Store.Built(diffID)
-	l.Content = diffID
-	return l, ok
-}
 
 func (r *remoteImages) progress(d oci.Descriptor, current int64, done bool) {
 	r.mu.Lock()

@@ -86,6 +86,16 @@ type Layer struct {
 	Compressed func(context.Context) (io.ReadCloser, error) `json:"-"`
 }
 
+// ChainID names the tree of a layer with the given diff ID upon the chain that
+// is named parent, "" for none: the OCI image specification, config.md, "Layer
+// ChainID".
+func ChainID(parent, diffID Digest) Digest {
+	if parent == "" {
+		return diffID
+	}
+	return digest.FromString(parent.String() + " " + diffID.String())
+}
+
 // PlatformImage is a finished image for one platform.
 type PlatformImage struct {
 	Platform Platform

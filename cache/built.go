@@ -1,0 +1,66 @@
+package cache
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"github.com/861fb494/build/internal/oci"
+)
+
+// built is a layer that was built here, upon the chain with the chain ID Parent;
+// "" for none.
+type built struct {
+	Parent oci.Digest `json:"parent,omitempty"`
+	DiffID oci.Digest `json:"diffID"`
+	Layer  string     `json:"layer"`
+}
+
+func (b built) chain() oci.Digest { return oci.ChainID(b.Parent, b.DiffID) }
+
+func (s *Store) chainPath(chain oci.Digest) string {
+	return filepath.Join(s.dir, "chains", chain.Encoded())
+}
+
+// Built is the layer that was built here and is the top of the chain with the
+// given ID; see oci.ChainID and NoteBuilt.
+//
+// The diff ID alone would not do: a layer's files are good upon the chain that
+// it was built on, and on no other. Overlayfs copies up what a step touched and
+// left as it was, and hides whole directories where the tar says what is gone.
+func (s *Store) Built(chain oci.Digest) (oci.Layer, bool) {
+	if chain.Validate() != nil {
+		return oci.Layer{}, false
+	}
+	var b built
+	if err := readRecord(s.chainPath(chain), &b); err != nil || b.chain() != chain {
+		return oci.Layer{}, false
+	}
+	l, err := s.Layer(b.Layer)
+	if err != nil || l.DiffID != b.DiffID {
+		return oci.Layer{}, false
+	}
+	return l, true
+}
+
+// NoteBuilt lets Built find the layers of chain that were built here. All of
+// them have their diff IDs.
+func (s *Store) NoteBuilt(chain []oci.Layer) error {
+	var above oci.Digest
+	for _, l := range chain {
+		b := built{Parent: above, DiffID: l.DiffID, Layer: l.ID}
+		above = b.chain()
+		if l.Blob != nil {
+			continue
+		}
+		if l.DiffID == "" {
+			return fmt.Errorf("note layer %s: it has no diff ID", l.ID)
+		}
+		if _, ok := s.Built(b.chain()); ok {
+			continue // the same files: one is enough
+		}
+		if err := s.writeRecord(s.chainPath(b.chain()), b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
