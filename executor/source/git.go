@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/llb"
 )
 
@@ -22,11 +21,12 @@ import (
 // command, without the configuration of system and user. What it fetches it
 // keeps in a directory, which several processes may share:
 //
-//	<key>.git   a bare repository; its fetches are shallow where they can be
-//	<key>.lock  held while that is used
+//	<key>.git        a bare repository; its fetches are shallow where they can be
+//	<key>.lock       held while that is used
+//	<key>-<hex>.ref  what a ref was when the remote was last asked
 //
-// where key is made of the remote. What nobody holds the lock of may be
-// deleted at any time.
+// where key is made of the remote, and hex of the ref. What nobody holds the
+// lock of may be deleted at any time.
 type Git struct {
 	dir string
 	o   GitOptions
@@ -41,8 +41,8 @@ type refKey struct{ remote, ref string }
 // resolvedRef is what a ref was in this build; its mutex is held while the
 // remote is asked.
 type resolvedRef struct {
-	mu   sync.Mutex
-	refs remoteRef
+	mu  sync.Mutex
+	ref GitRef
 }
 
 // GitOptions are the surroundings of a Git. The zero value serves for what is
@@ -55,111 +55,13 @@ type GitOptions struct {
 	// SSHSocket is the path of an ssh agent's socket; empty: only the user's
 	// own keys are tried.
 	SSHSocket string
+	// Offline asks no remote: what is not here is an error.
+	Offline bool
 }
 
 // NewGit keeps repositories in dir, which is made when the first is fetched.
 func NewGit(dir string, o GitOptions) *Git {
 	return &Git{dir: dir, o: o, refs: map[refKey]*resolvedRef{}}
-}
-
-// Pin gives s the commit that its ref is at, as "sha1:…" or "sha256:…". A ref
-// that is a full commit asks nobody.
-func (g *Git) Pin(ctx context.Context, s llb.Source) (llb.Source, error) {
-	if s.Digest != "" {
-		return s, nil
-	}
-	sum := strings.ToLower(s.Git.Checksum)
-	if strings.Trim(sum, "0123456789abcdef") != "" {
-		return s, fmt.Errorf("git %s: checksum %q is not a commit's hexadecimal hash", redact(s.Ref), s.Git.Checksum)
-	}
-	r := remoteRef{commit: strings.ToLower(s.Git.Ref)}
-	if !isCommit(r.commit) {
-		var err error
-		if r, err = g.resolve(ctx, s.Ref, s.Git.Ref); err != nil {
-			return s, err
-		}
-	}
-	if !strings.HasPrefix(r.commit, sum) && (r.tag == "" || !strings.HasPrefix(r.tag, sum)) {
-		return s, fmt.Errorf("git %s: %s is at %s, expected checksum %s", redact(s.Ref), orDefault(s.Git.Ref), r.commit, s.Git.Checksum)
-	}
-	s.Digest = commitDigest(r.commit)
-	return s, nil
-}
-
-// remoteRef is what ls-remote says of a ref.
-type remoteRef struct {
-	name   string // "refs/heads/main"
-	commit string
-	tag    string // the object of an annotated tag
-}
-
-// resolve asks the remote what ref is, once in a build.
-func (g *Git) resolve(ctx context.Context, remote, ref string) (remoteRef, error) {
-	key := refKey{remote, ref}
-	g.mu.Lock()
-	r := g.refs[key]
-	if r == nil {
-		r = &resolvedRef{}
-		g.refs[key] = r
-	}
-	g.mu.Unlock()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.refs.commit != "" {
-		return r.refs, nil
-	}
-	if strings.HasPrefix(ref, "-") {
-		return remoteRef{}, fmt.Errorf("git %s: %q cannot be a ref", redact(remote), ref)
-	}
-	want := ref
-	if want == "" {
-		want = "HEAD"
-	}
-	c := g.command(remote)
-	out, err := c.run(ctx, "ls-remote", "--", c.remote, want, want+"^{}")
-	if err != nil {
-		return remoteRef{}, err
-	}
-	found, err := pickRef(out, want)
-	if err != nil {
-		return remoteRef{}, fmt.Errorf("git %s: %w", redact(remote), err)
-	}
-	r.refs = found
-	return found, nil
-}
-
-// pickRef finds ref in the output of ls-remote, whose patterns also match the
-// ends of longer names. Branches go before tags, as with git checkout.
-func pickRef(out, ref string) (remoteRef, error) {
-	have := map[string]string{}
-	for line := range strings.Lines(out) {
-		if sum, name, ok := strings.Cut(strings.TrimSpace(line), "\t"); ok && isCommit(sum) {
-			have[name] = sum
-		}
-	}
-	short := strings.TrimPrefix(ref, "refs/")
-	names := []string{
-		"refs/" + short,
-		"refs/heads/" + strings.TrimPrefix(short, "heads/"),
-		"refs/tags/" + strings.TrimPrefix(short, "tags/"),
-	}
-	if ref == "HEAD" {
-		names = []string{ref}
-	}
-	for _, name := range names {
-		sum := have[name]
-		if sum == "" {
-			continue
-		}
-		if commit := have[name+"^{}"]; commit != "" {
-			return remoteRef{name: name, commit: commit, tag: sum}, nil
-		}
-		return remoteRef{name: name, commit: sum}, nil
-	}
-	if ref == "HEAD" {
-		return remoteRef{}, errors.New("the repository has no default branch; name one")
-	}
-	return remoteRef{}, fmt.Errorf("the repository has no branch or tag %q (a commit must be given in full)", ref)
 }
 
 // Open checks a pinned source out into a directory of its own.
@@ -177,7 +79,7 @@ func (g *Git) Open(ctx context.Context, s llb.Source) (Content, error) {
 // locked until unlock is called.
 func (g *Git) fetched(ctx context.Context, s llb.Source) (_ *gitCommand, unlock func(), err error) {
 	commit := s.Digest.Encoded()
-	if !isCommit(commit) {
+	if !IsCommit(commit) {
 		return nil, nil, fmt.Errorf("git %s: not pinned", redact(s.Ref))
 	}
 	if err := os.MkdirAll(g.dir, 0o755); err != nil {
@@ -194,8 +96,14 @@ func (g *Git) fetched(ctx context.Context, s llb.Source) (_ *gitCommand, unlock 
 	}()
 	c := g.command(s.Ref)
 	c.gitDir = g.key(s.Ref) + ".git"
+	if g.o.Offline {
+		if !c.has(ctx, commit) {
+			err = fmt.Errorf("git %s: commit %s is not here, and the remote is not asked (offline)", redact(s.Ref), commit)
+		}
+		return c, unlock, err
+	}
 	err = c.fetch(ctx, commit, s.Git.Ref)
-	if err != nil && ctx.Err() == nil && !errors.Is(err, errNoCommit) {
+	if err != nil && ctx.Err() == nil && !errors.Is(err, ErrNoCommit) {
 		if _, broken := c.run(ctx, "fsck", "--connectivity-only", "--no-dangling"); broken != nil {
 			// Left so by a process that was killed, or by a full disk.
 			if err := os.RemoveAll(c.gitDir); err != nil {
@@ -245,7 +153,7 @@ func (g *Git) lock(ctx context.Context, remote string) (unlock func(), err error
 
 // command prepares git for a remote.
 func (g *Git) command(remote string) *gitCommand {
-	c := &gitCommand{remote: remote, sshSocket: g.o.SSHSocket}
+	c := &gitCommand{remote: remote, sshSocket: g.o.SSHSocket, offline: g.o.Offline}
 	u, err := url.Parse(remote)
 	if err != nil || g.o.Secret == nil || u.Scheme != "http" && u.Scheme != "https" {
 		return c
@@ -257,23 +165,4 @@ func (g *Git) command(remote string) *gitCommand {
 		}
 	}
 	return c
-}
-
-// isCommit reports a full hash in hexadecimal, of SHA-1 or SHA-256.
-func isCommit(s string) bool {
-	return (len(s) == 40 || len(s) == 64) && strings.Trim(s, "0123456789abcdef") == ""
-}
-
-func commitDigest(commit string) oci.Digest {
-	if len(commit) == 64 {
-		return oci.Digest("sha256:" + commit)
-	}
-	return oci.Digest("sha1:" + commit)
-}
-
-func orDefault(ref string) string {
-	if ref == "" {
-		return "the default branch"
-	}
-	return ref
 }

@@ -28,6 +28,7 @@ type gitCommand struct {
 	workTree  string // --work-tree; empty: none
 	index     string // GIT_INDEX_FILE; empty: the repository's
 	sshSocket string
+	offline   bool        // nothing but this machine's files is reached
 	config    [][2]string // more configuration, in the environment: it may be secret
 }
 
@@ -49,6 +50,9 @@ func (c *gitCommand) run(ctx context.Context, args ...string) (string, error) {
 		"-c", "gc.auto=0",
 		"-c", "advice.detachedHead=false",
 		"-c", "init.defaultBranch=master",
+	}
+	if c.offline {
+		all = append(all, "-c", "protocol.allow=never") // for all but files
 	}
 	if c.gitDir != "" {
 		all = append(all, "--git-dir="+c.gitDir)
@@ -142,8 +146,8 @@ func (c *gitCommand) environment() []string {
 	return env
 }
 
-// errNoCommit: the remote does not have the commit that was asked for.
-var errNoCommit = errors.New("the repository has no such commit")
+// ErrNoCommit: the remote does not have the commit that was asked for.
+var ErrNoCommit = errors.New("the repository has no such commit")
 
 // fetch makes sure that the repository has commit. ref, where the commit was
 // found, may be empty.
@@ -167,7 +171,7 @@ func (c *gitCommand) fetch(ctx context.Context, commit, ref string) error {
 	// Servers may refuse commits that no ref is at, and old ones shallow
 	// fetches.
 	tries := [][]string{{"--depth=1", "--", c.remote, commit}}
-	if ref != "" && !isCommit(ref) {
+	if ref != "" && !IsCommit(ref) {
 		tries = append(tries, []string{"--depth=1", "--", c.remote, ref})
 	}
 	all := []string{"--", c.remote, "+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"}
@@ -185,7 +189,7 @@ func (c *gitCommand) fetch(ctx context.Context, commit, ref string) error {
 		}
 	}
 	if err == nil {
-		err = fmt.Errorf("git %s: %w %s", redact(c.remote), errNoCommit, commit)
+		err = fmt.Errorf("git %s: %w %s", redact(c.remote), ErrNoCommit, commit)
 	}
 	return err
 }
@@ -253,10 +257,14 @@ func (c *gitCommand) clone(ctx context.Context, work *gitCommand, commit, ref st
 	if _, err := work.run(ctx, "fetch", "--quiet", "--depth=1", "--no-tags", "--", from, "refs/build/"+commit); err != nil {
 		return err
 	}
-	if tag := strings.TrimPrefix(strings.TrimPrefix(ref, "refs/"), "tags/"); ref != "" && !isCommit(ref) {
+	if tag := strings.TrimPrefix(strings.TrimPrefix(ref, "refs/"), "tags/"); ref != "" && !IsCommit(ref) {
 		// The tag's object came with the commit only if it was asked for.
 		spec := "+refs/tags/" + tag + ":refs/tags/" + tag
-		if _, err := c.run(ctx, "fetch", "--quiet", "--depth=1", "--no-tags", "--", c.remote, spec); err == nil {
+		var err error
+		if !c.offline {
+			_, err = c.run(ctx, "fetch", "--quiet", "--depth=1", "--no-tags", "--", c.remote, spec)
+		}
+		if err == nil {
 			if at, err := c.run(ctx, "rev-parse", "refs/tags/"+tag+"^{commit}"); err == nil && strings.TrimSpace(at) == commit {
 				if _, err := work.run(ctx, "fetch", "--quiet", "--depth=1", "--no-tags", "--", from, spec); err != nil {
 					return err
@@ -299,8 +307,11 @@ func (c *gitCommand) submodules(ctx context.Context, keepDir bool) error {
 	at.config = append(at.config[:len(at.config):len(at.config)], [2]string{"remote.origin.url", c.remote})
 	update := []string{"submodule", "--quiet", "update", "--init", "--recursive"}
 	_, err := at.run(ctx, append(update, "--depth=1")...)
-	if err != nil && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil && !c.offline {
 		_, err = at.run(ctx, update...) // the server may know nothing of depth
+	}
+	if err != nil && ctx.Err() == nil && c.offline {
+		err = fmt.Errorf("git %s: its submodules are not kept here, and no remote is asked (offline)", redact(c.remote))
 	}
 	if err != nil || keepDir {
 		return err

@@ -3,8 +3,6 @@ package source
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -37,6 +35,8 @@ type HTTP struct {
 	// Secret, if set, tells a secret of the build's, and whether it was given:
 	// HTTP_AUTH_HEADER_HOST and HTTP_AUTH_TOKEN_HOST are sent to that host.
 	Secret func(name string) ([]byte, bool)
+	// Offline asks no server: what is not here is an error.
+	Offline bool
 
 	dir    string
 	client *http.Client
@@ -75,6 +75,7 @@ func NewHTTP(dir string, client *http.Client) *HTTP {
 // answer.
 func (h *HTTP) Pin(ctx context.Context, s llb.Source) (llb.Source, error) {
 	if s.Digest != "" {
+		s.Filename = fileName(s.Ref, s.Filename, nil)
 		return s, nil
 	}
 	if s.Checksum != "" {
@@ -183,6 +184,13 @@ func (h *HTTP) ask(ctx context.Context, u string) (record, error) {
 			old = record{}
 		}
 	}
+	if h.Offline {
+		if old.Digest == "" || h.touch(u, old.Digest) != nil {
+			return record{}, h.notHere(u)
+		}
+		f.record = old
+		return old, nil
+	}
 	r, err := h.download(ctx, u, old.ETag, "")
 	if errors.Is(err, errNotModified) {
 		r, err = old, nil
@@ -193,12 +201,19 @@ func (h *HTTP) ask(ctx context.Context, u string) (record, error) {
 	return r, err
 }
 
+func (h *HTTP) notHere(u string) error {
+	return fmt.Errorf("download %s: it is not here, and no server is asked (offline)", redact(u))
+}
+
 // errNotModified: the server has what the ETag was given to.
 var errNotModified = errors.New("not modified")
 
 // download gets a URL, up to three times if it fails in passing. With want it
 // must have that digest.
 func (h *HTTP) download(ctx context.Context, u, etag string, want oci.Digest) (record, error) {
+	if h.Offline {
+		return record{}, h.notHere(u)
+	}
 	for i := range 3 {
 		r, again, err := h.try(ctx, u, etag, want)
 		if err == nil || errors.Is(err, errNotModified) {
@@ -287,7 +302,7 @@ func (h *HTTP) save(r record, resp *http.Response, want oci.Digest) (record, boo
 	name := r.Digest
 	if want != "" {
 		if name = digest.NewDigest(want.Algorithm(), asked); name != want {
-			return r, false, fmt.Errorf("digest mismatch: it has %s, expected %s", name, want)
+			return r, false, &MismatchError{Got: name, Want: want}
 		}
 	}
 	at := time.Unix(0, 0) // a time that is the same in each build
@@ -307,6 +322,13 @@ func (h *HTTP) save(r record, resp *http.Response, want oci.Digest) (record, boo
 	return r, false, err
 }
 
+// MismatchError is a file that is not the one that was asked for.
+type MismatchError struct{ Got, Want oci.Digest }
+
+func (e *MismatchError) Error() string {
+	return fmt.Sprintf("digest mismatch: it has %s, expected %s", e.Got, e.Want)
+}
+
 // bodyErrors tells errors of the connection from those of the disk.
 type bodyErrors struct {
 	r   io.Reader
@@ -319,74 +341,6 @@ func (b *bodyErrors) Read(p []byte) (int, error) {
 		b.err = err
 	}
 	return n, err
-}
-
-func (h *HTTP) key(u string) string {
-	sum := sha256.Sum256([]byte(u))
-	return filepath.Join(h.dir, hex.EncodeToString(sum[:16]))
-}
-
-func (h *HTTP) dataPath(u string, d oci.Digest) string {
-	return h.key(u) + "-" + d.Algorithm().String() + "-" + d.Encoded()
-}
-
-// readRecord gives the zero record where there is none, or a damaged one.
-func (h *HTTP) readRecord(u string) record {
-	var r record
-	data, err := os.ReadFile(h.key(u) + ".json")
-	if err != nil || json.Unmarshal(data, &r) != nil || r.URL != u || r.Digest.Validate() != nil {
-		return record{}
-	}
-	return r
-}
-
-func (h *HTTP) writeRecord(r record) error {
-	data, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(h.dir, "tmp-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), h.key(r.URL)+".json")
-}
-
-// keepUnused is how long a download that its URL no longer yields is kept for
-// builds that may have been pinned to it.
-const keepUnused = 24 * time.Hour
-
-// touch marks a download as used: a change of its time, to the same, is that of
-// its inode too.
-func (h *HTTP) touch(u string, d oci.Digest) error {
-	st, err := os.Stat(h.dataPath(u, d))
-	if err != nil {
-		return err
-	}
-	return os.Chtimes(h.dataPath(u, d), st.ModTime(), st.ModTime())
-}
-
-// sweep removes older downloads of a URL, and what killed processes left. What
-// cannot be removed stays.
-func (h *HTTP) sweep(u string, keep oci.Digest) {
-	list, _ := filepath.Glob(h.key(u) + "-*")
-	left, _ := filepath.Glob(filepath.Join(h.dir, "tmp-*"))
-	list = append(list, left...)
-	for _, p := range list {
-		st, err := os.Stat(p)
-		if err != nil || p == h.dataPath(u, keep) {
-			continue
-		}
-		c := st.Sys().(*syscall.Stat_t).Ctim
-		if time.Since(time.Unix(c.Sec, c.Nsec)) > keepUnused {
-			os.Remove(p)
-		}
-	}
 }
 
 // sameETag compares weakly: RFC 9110, section 8.8.3.2.

@@ -26,7 +26,8 @@ type Pins interface {
 type ImageOptions struct {
 	// Pull asks the registry what a tag is, whatever is here.
 	Pull bool
-	// Offline asks no registry at all: what is not here is an error.
+	// Offline asks no registry: what is not here is an error. Pull does not count
+	// then; what Elsewhere may open is for that to say.
 	Offline bool
 	// Pins may be nil.
 	Pins Pins
@@ -178,7 +179,11 @@ func (m *Images) Image(ctx context.Context, s llb.Source) (Image, error) {
 	if !m.o.Offline {
 		docs.client = m.client
 	}
-	return m.read(ctx, docs, ref, s.Platform)
+	img, err := m.read(ctx, docs, ref, s.Platform)
+	if m.o.Offline && errors.Is(err, image.ErrNotFound) {
+		err = fmt.Errorf("image %s for %s: %w here, and registries are not asked (offline)", ref.Familiar(), formatPlatform(s.Platform), image.ErrNotFound)
+	}
+	return img, err
 }
 
 // Config is the configuration of a pinned source's image.

@@ -101,9 +101,6 @@ func (m *Images) kept(ctx context.Context, d oci.Descriptor, from, repository st
 			return nil, err
 		}
 	}
-	if m.o.Offline {
-		return nil, fmt.Errorf("layer %s of %s: %w here, and registries are not asked (offline)", d.Digest, from, image.ErrNotFound)
-	}
 	r, err := fetch()
 	if err != nil {
 		return nil, err
@@ -119,6 +116,9 @@ func (m *Images) kept(ctx context.Context, d oci.Descriptor, from, repository st
 // download asks ref's registry and then, for an image that was named anew here,
 // wherever the blob is known to be.
 func (m *Images) download(ctx context.Context, ref oci.Reference, d oci.Descriptor) (io.ReadCloser, error) {
+	if m.o.Offline {
+		return nil, fmt.Errorf("layer %s of %s: %w here, and registries are not asked (offline)", d.Digest, ref.Familiar(), image.ErrNotFound)
+	}
 	var failed error
 	for _, repository := range append([]string{ref.Repository()}, m.store.Origins(d.Digest)...) {
 		at, err := oci.ParseReference(repository + "@" + ref.Digest.String())
