@@ -35,6 +35,7 @@ var rooms = map[string]room{
 	"parser":                    {floor: 1},
 	"parser/ignore":             {floor: 1},
 	"llb":                       {floor: 1},
+	"internal/lockfile":         {floor: 1},
 	"internal/registry":         {floor: 1},
 	"cache":                     {floor: 1},
 	"cache/tree":                {floor: 1},                                                             // directory trees and what names them; also read by floors 2 and 3
