@@ -39,6 +39,7 @@ type rig struct {
 	agents  map[string]string
 	ignore  string // .dockerignore
 	meta    map[oci.Digest]llb.Meta
+	images  *registry // may be nil
 }
 
 func newRig(t *testing.T) *rig {
@@ -196,6 +197,9 @@ func (r *rig) buildWith(n *llb.Node, meanwhile func()) (Result, *watch, error) {
 			return string(b), err
 		},
 	})
+	if r.images != nil {
+		w.Sources, w.Fetcher = map[string]source.Source{llb.Registry: r.images}, r.images
+	}
 	s := solver.New[Result](Records{Store: r.store}, solver.Options{})
 	seen := &watch{}
 	got, err := s.Solve(r.t.Context(), g, w, solver.SolveOptions{Observer: seen})

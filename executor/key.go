@@ -87,7 +87,11 @@ func (w *Worker) place(n *llb.Node) string {
 	if len(m.Positions) > 0 {
 		file = m.Positions[0].File
 	}
-	return fmt.Sprintf("%s\x00%s\x00%s\x00%d\x00%T\x00%s", w.Project, file, m.Stage, m.Ordinal, n.Op, m.Platform)
+	what := fmt.Sprintf("%T", n.Op)
+	if m.Internal {
+		what += " inside" // the inline document of a COPY is no COPY
+	}
+	return fmt.Sprintf("%s\x00%s\x00%s\x00%d\x00%s\x00%s", w.Project, file, m.Stage, m.Ordinal, what, m.Platform)
 }
 
 func partsDigest(parts []solver.Part) oci.Digest {

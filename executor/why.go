@@ -20,14 +20,16 @@ import (
 // Names of parts. Those of files are followed by the index of the action or the
 // target of the mount.
 const (
-	partOperation = "operation"
-	partBase      = "base"
-	partFiles     = "files "
-	partMount     = "mount "
-	partVariable  = "variable "
-	partImage     = "image"
-	partCommand   = "command"
-	partPlatform  = "platform"
+	partOperation   = "operation"
+	partBase        = "base"
+	partFiles       = "files "
+	partMount       = "mount "
+	partArg         = "ARG "
+	partEnv         = "ENV "
+	partImage       = "image"
+	partCommand     = "command"
+	partInstruction = "the instruction"
+	partPlatform    = "platform"
 )
 
 // brief is a value as it is kept to be compared: nobody can read it off, since a
@@ -50,13 +52,16 @@ func (w *Worker) describe(n *llb.Node) []solver.Part {
 			info(partImage, ref+"@"+s.Digest.String())
 		}
 	}
+	for _, v := range m.Variables {
+		kind := partEnv
+		if v.Arg {
+			kind = partArg
+		}
+		info(kind+v.Name, brief(v.Value))
+	}
 	switch op := n.Op.(type) {
 	case llb.Exec:
 		info(partCommand, brief(op.Args))
-		for _, e := range op.Env {
-			name, value, _ := strings.Cut(e, "=")
-			info(partVariable+name, brief(value))
-		}
 		for _, m := range op.Mounts {
 			at := m.Target
 			if at == "" {
@@ -69,7 +74,7 @@ func (w *Worker) describe(n *llb.Node) []solver.Part {
 		rest.Args, rest.Env, rest.Mounts = nil, nil, nil
 		info("user, directory, network or limits", brief(rest))
 	case llb.File:
-		info("the instruction", brief(op.Actions))
+		info(partInstruction, brief(op.Actions))
 	}
 	return parts
 }
@@ -140,9 +145,8 @@ func solverPart(parts []solver.Part, name string) string {
 func (c Records) difference(last *cache.Record, k solver.Key) string {
 	var found []string
 	add := func(s string) { found = append(found, s) }
-	now := map[string]bool{}
+	variables := variableChanges(last.Parts, k.Parts)
 	for _, p := range k.Parts {
-		now[p.Name] = true
 		old, had := lookUp(last.Parts, p.Name)
 		if had && old == p.Value {
 			continue
@@ -156,8 +160,10 @@ func (c Records) difference(last *cache.Record, k solver.Key) string {
 			}
 		case p.Name == partCommand:
 			add("the command changed")
-		case strings.HasPrefix(p.Name, partVariable):
-			add(strings.TrimPrefix(p.Name, partVariable) + " changed")
+		case isVariable(p.Name):
+			// below
+		case p.Name == partInstruction && len(variables) > 0:
+			// It has their values in its words.
 		case strings.HasPrefix(p.Name, partFiles), strings.HasPrefix(p.Name, partMount):
 			add(c.files(p, oci.Digest(old), had))
 		case p.Info && strings.HasPrefix(p.Name, "options of mount "):
@@ -166,11 +172,7 @@ func (c Records) difference(last *cache.Record, k solver.Key) string {
 			add(p.Name + " changed")
 		}
 	}
-	for _, p := range last.Parts {
-		if !now[p.Name] && strings.HasPrefix(p.Name, partVariable) {
-			add(strings.TrimPrefix(p.Name, partVariable) + " is set no more")
-		}
-	}
+	found = append(found, variables...)
 	if len(found) == 0 {
 		if old, _ := lookUp(last.Parts, partBase); old != solverPart(k.Parts, partBase) {
 			return "what it builds on changed"
@@ -182,6 +184,47 @@ func (c Records) difference(last *cache.Record, k solver.Key) string {
 		return strings.Join(found[:most], ", ") + fmt.Sprintf(" and %d more", len(found)-most)
 	}
 	return strings.Join(found, ", ")
+}
+
+func isVariable(part string) bool {
+	return strings.HasPrefix(part, partArg) || strings.HasPrefix(part, partEnv)
+}
+
+func variableOf(part string) string {
+	_, name, _ := strings.Cut(part, " ")
+	return name
+}
+
+// variableChanges are the variables that have another value than before, or had
+// one: "ARG GIT_SHA changed". That one is set by the other instruction now, to
+// the same value, is no change.
+func variableChanges(old []cache.Part, now []solver.Part) []string {
+	before, after := map[string]string{}, map[string]bool{}
+	for _, p := range old {
+		if isVariable(p.Name) {
+			before[variableOf(p.Name)] = p.Value
+		}
+	}
+	var found []string
+	for _, p := range now {
+		if !isVariable(p.Name) {
+			continue
+		}
+		name := variableOf(p.Name)
+		after[name] = true
+		switch was, had := before[name]; {
+		case !had:
+			found = append(found, p.Name+" changed (was not set)")
+		case was != p.Value:
+			found = append(found, p.Name+" changed")
+		}
+	}
+	for _, p := range old {
+		if isVariable(p.Name) && !after[variableOf(p.Name)] {
+			found = append(found, p.Name+" changed (is not set)")
+		}
+	}
+	return found
 }
 
 func lookUp(parts []cache.Part, name string) (string, bool) {

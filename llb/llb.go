@@ -53,6 +53,15 @@ type Meta struct {
 	Timeout   time.Duration // of an Exec; 0: none
 	ProxyEnv  []string      // "HTTP_PROXY=…": set in the process, not in the key
 	Internal  bool          // not shown unless it fails
+	// Variables are those that the instruction has the values of: in its words,
+	// or in its process.
+	Variables []Variable
+}
+
+// Variable is a variable as an instruction sees it.
+type Variable struct {
+	Name, Value string
+	Arg         bool // set by ARG; else by ENV, or by the base image
 }
 
 // Position is a range of lines of a file, from 1, ends included.

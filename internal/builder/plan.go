@@ -150,6 +150,9 @@ func (f *foresight) visit(ctx context.Context, n *llb.Node) error {
 // decide looks for the result of n by the content of its inputs.
 func (f *foresight) decide(ctx context.Context, n *llb.Node, in []executor.Result, missing *llb.Node, noCache bool) (status, why string, err error) {
 	if missing != nil {
+		if s := f.steps[missing.Digest]; f.graph.Meta[missing.Digest].Internal && s.Why != "" {
+			return StepRuns, s.Why, nil // it is a part of this one
+		}
 		return StepDepends, f.nameOf(missing) + " comes first", nil
 	}
 	switch op := n.Op.(type) {

@@ -59,6 +59,8 @@ func (x *step) run(s state, c *instructions.RunCommand) (state, error) {
 		NoCache:  x.stage.noCache || x.Run.NoCache,
 		Timeout:  x.Run.Timeout,
 		ProxyEnv: x.proxy,
+		// The process sees them all.
+		Variables: s.variables(),
 	}, inputs...)
 	return s.commit("RUN "+history(s, args)+" # buildkit", true, x.epoch), nil
 }

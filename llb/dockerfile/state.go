@@ -75,6 +75,21 @@ func (e env) unset(name string) env {
 	return out
 }
 
+// variable is the variable name, which is set.
+func (s state) variable(name string) llb.Variable {
+	value, _ := s.env.Get(name)
+	arg := slices.ContainsFunc(s.args, func(a instructions.KeyValuePairOptional) bool { return a.Key == name })
+	return llb.Variable{Name: name, Value: value, Arg: arg && !slices.Contains(s.image.Config.Env, name+"="+value)}
+}
+
+func (s state) variables() []llb.Variable {
+	var out []llb.Variable
+	for _, name := range s.env.Keys() {
+		out = append(out, s.variable(name))
+	}
+	return out
+}
+
 // inherit is the state that a stage built upon another begins with.
 func (s state) inherit() state {
 	s.image = cloneImage(s.image)

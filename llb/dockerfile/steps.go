@@ -3,7 +3,9 @@ package dockerfile
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/containerd/platforms"
@@ -23,6 +25,7 @@ type step struct {
 	instruction
 	ordinal int
 	lint    *linter.Linter // with what comments at the instruction say
+	used    []llb.Variable // whose values the instruction's words have
 }
 
 // lower does the instructions of the stages needed, in the file's order.
@@ -144,9 +147,7 @@ func (x *step) expand(s state) error {
 		lex := shell.NewLex('\\')
 		lex.SkipProcessQuotes = true
 		return c.ExpandRaw(func(word string) (string, error) {
-			v, unmatched, err := lex.ProcessWord(word, s.env)
-			checkVariables(x.lint, s, unmatched, x.Location())
-			return v, err
+			return x.process(lex, s, word)
 		})
 	}
 	return nil
@@ -154,13 +155,25 @@ func (x *step) expand(s state) error {
 
 // word is a word with variables expanded and quotes removed.
 func (x *step) word(s state, word string) (string, error) {
-	v, unmatched, err := x.lex.ProcessWord(word, s.env)
-	checkVariables(x.lint, s, unmatched, x.Location())
-	return v, err
+	return x.process(x.lex, s, word)
+}
+
+func (x *step) process(lex *shell.Lex, s state, word string) (string, error) {
+	v, err := lex.ProcessWordWithMatches(word, s.env)
+	checkVariables(x.lint, s, v.Unmatched, x.Location())
+	for _, name := range slices.Sorted(maps.Keys(v.Matched)) {
+		if one := s.variable(name); !slices.Contains(x.used, one) {
+			x.used = append(x.used, one)
+		}
+	}
+	return v.Result, err
 }
 
 // node adds a node of this instruction to the graph.
 func (x *step) node(op llb.Op, m llb.Meta, inputs ...*llb.Node) *llb.Node {
+	if m.Variables == nil {
+		m.Variables = x.used
+	}
 	return x.lowering.node(x.stage, x.ordinal, x.Location(), op, m, inputs...)
 }
 
