@@ -6,7 +6,8 @@
 //	layers/ID   a finished layer
 //	work/ID     one that is being made, locked (flock) by the process that does
 //	work/ID~X   the same, where another process has work/ID just then
-//	trash/X     is being deleted; what is found there is deleted
+//	trash/X     is being deleted, or about to be work/ID; what is found there is
+//	            deleted
 //
 // The IDs of layers belong to their makers, but for those that name a content
 // ("sha256-…"), which two processes may make at the same time: the first that is
@@ -29,6 +30,9 @@ import (
 // Shelf is safe for concurrent use, by many processes too.
 type Shelf struct {
 	dir string
+
+	spread     sync.Once
+	spreadable bool // see mkdir
 
 	mu   sync.Mutex
 	made map[string]*work // by ID, of this process
@@ -99,7 +103,7 @@ func (s *Shelf) Begin(id string) (dir string, err error) {
 func (s *Shelf) begin(first string) (*work, error) {
 	dir := first
 	for range 100 {
-		err := os.Mkdir(dir, 0o700)
+		err := s.mkdir(dir)
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, err
 		}

@@ -163,3 +163,42 @@ func removeMounted(t *testing.T, dir string) {
 			", the other layer's mount: ", exists(s.Layer("ab")+"/d/file"), "; want false, true, true"))
 	}
 }
+
+// Directories of layers are made in the trash first where the filesystem
+// spreads them; a second maker, and one whose trash is emptied by another
+// process all the while, get theirs all the same.
+func TestSpread(t *testing.T) {
+	s := newShelf(t)
+	s.spread.Do(func() { s.spreadable = true }) // whatever the filesystem
+	other, err := New(s.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = empty(other.bin())
+			}
+		}
+	}()
+	for i := range 200 {
+		id := fmt.Sprintf("sha256-%d", i)
+		dir := begin(t, s, id)
+		if _, err := other.Begin(id); err != nil {
+			t.Fatalf("Begin(%q) of a second maker = %v, want nil", id, err)
+		}
+		if !exists(filepath.Join(dir, "made", "d")) {
+			t.Fatalf("Begin(%q): %s is not there", id, dir)
+		}
+	}
+	close(stop)
+	<-stopped
+	if left, err := os.ReadDir(s.bin()); err != nil || len(left) > 0 {
+		t.Errorf("the trash has %v, %v, want nothing", left, err)
+	}
+}
