@@ -3,6 +3,7 @@ module github.com/861fb494/build
 go 1.26.3
 
 require (
+	github.com/PlakarKorp/go-cdc-chunkers v1.1.0 // indirect
 	github.com/agext/levenshtein v1.2.3 // indirect
 	github.com/containerd/log v0.1.0 // indirect
 	github.com/containerd/platforms v1.0.0-rc.4 // indirect

@@ -43,7 +43,8 @@ var rooms = map[string]room{
 	"cache/shelf":               {floor: 1},                                                             // directories of layers on disk
 	"cache/overlay":             {floor: 1, also: []string{"cache/layer", "cache/shelf", "cache/tree"}}, // the drivers
 	"cache/plain":               {floor: 1, also: []string{"cache/layer", "cache/shelf", "cache/tree"}},
-	"cache/drivertest":          {floor: testsOnly}, // the drivers' contract
+	"cache/drivertest":          {floor: testsOnly},                                      // the drivers' contract
+	"cache/chunked":             {floor: 1, also: []string{"cache/layer", "cache/tree"}}, // whose lists of files it uses
 	"cache/image":               {floor: 1},
 	"cache/image/archive":       {floor: 1, also: []string{"cache/image"}}, // reads images into it
 	"executor/sandbox":          {floor: 1},

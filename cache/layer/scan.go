@@ -100,6 +100,15 @@ func (f *found) readXattrs(dir int, name string) error {
 	return nil
 }
 
+// Xattrs gives e, which is name in the open directory dir, its extended
+// attributes that are Portable.
+func Xattrs(dir int, name string, e *tree.Entry) error {
+	f := found{Entry: *e}
+	err := f.readXattrs(dir, name)
+	e.Xattrs = f.Xattrs
+	return err
+}
+
 // sized calls f with buf and, while that is too small, with larger ones.
 func sized(buf []byte, f func([]byte) (int, error)) ([]byte, error) {
 	for {
