@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/861fb494/build/cache/layer"
@@ -38,6 +39,16 @@ func (s *Store) Check(ctx context.Context) []error {
 	c.files("chains", c.chain)
 	c.files("listings", func(path string) error {
 		_, err := c.readListing(oci.Digest("blake3:" + filepath.Base(path)))
+		return err
+	})
+	c.files("mounts/*", func(path string) error {
+		if !slices.Contains(notes(), strings.TrimPrefix(filepath.Ext(path), ".")) {
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		if err == nil {
+			_, err = openRecord(b)
+		}
 		return err
 	})
 	c.files("stats", func(path string) error {

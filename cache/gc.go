@@ -259,7 +259,11 @@ func (u *usage) mounts() error {
 			}
 			dir := filepath.Join(home, e.Name())
 			used, needed := lastHeld(dir + ".lock")
-			if err := u.add(KindMount, string(name), used, needed, func(context.Context) error { return collectMount(dir) }, dir); err != nil {
+			paths := []string{dir}
+			for _, n := range notes() {
+				paths = append(paths, dir+"."+n)
+			}
+			if err := u.add(KindMount, string(name), used, needed, func(context.Context) error { return collectMount(dir) }, paths...); err != nil {
 				return err
 			}
 		}
@@ -299,6 +303,9 @@ func collectMount(dir string) error {
 	}
 	if err := os.Rename(dir, gone); err != nil {
 		return err
+	}
+	for _, n := range notes() {
+		os.Remove(dir + "." + n)
 	}
 	return os.RemoveAll(gone)
 }

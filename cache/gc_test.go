@@ -154,12 +154,12 @@ func TestUsageIsTrue(t *testing.T) {
 	for i := range 5 {
 		commit(t, s, nil, files{{"/f", strings.Repeat(strconv.Itoa(i), 300_000)}, {"/g", "small"}})
 	}
-	mount, release, err := s.CacheMount(t.Context(), "m", Shared, func(dir string) error {
+	mount, release, err := s.CacheMount(t.Context(), "m", Shared, MountInit{Fill: func(dir string) error {
 		if err := os.WriteFile(filepath.Join(dir, "a"), make([]byte, 50_000), 0o600); err != nil {
 			return err
 		}
 		return os.Link(filepath.Join(dir, "a"), filepath.Join(dir, "b"))
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}

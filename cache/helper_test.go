@@ -260,20 +260,20 @@ func help(task string) error {
 		defer unlock()
 		said("locked")
 	case "mount":
-		at, release, err := s.CacheMount(ctx, args[0], args[1], func(string) error { return nil })
+		at, release, err := s.CacheMount(ctx, args[0], args[1], MountInit{Fill: func(string) error { return nil }})
 		if err != nil {
 			return err
 		}
 		defer release()
 		said(filepath.Base(at))
 	case "fill": // is killed while it fills
-		_, release, err := s.CacheMount(ctx, args[0], Shared, func(dir string) error {
+		_, release, err := s.CacheMount(ctx, args[0], Shared, MountInit{Fill: func(dir string) error {
 			if err := os.WriteFile(filepath.Join(dir, "half"), nil, 0o600); err != nil {
 				return err
 			}
 			said("filling")
 			return nil
-		})
+		}})
 		if err != nil {
 			return err
 		}

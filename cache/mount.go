@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -21,11 +22,21 @@ const (
 	Locked  = "locked"  // one after another
 )
 
-// CacheMount is the directory of the cache mount id, made with fill if it is
-// new: fill is given an empty directory. It is held, in the way that sharing
-// says, until release is called or the process ends.
-func (s *Store) CacheMount(ctx context.Context, id, sharing string, fill func(dir string) error) (dir string, release func(), err error) {
-	home := filepath.Join(s.dir, "mounts", shortHash(id))
+// MountInit says what a cache mount begins with.
+type MountInit struct {
+	// Fill gives a new one its first content. It is given an empty directory.
+	Fill func(dir string) error
+	// Restore gives one that is new, or here and empty, what it had elsewhere; it
+	// is given an empty directory. nil notes, see HeldMount.Note, say that there
+	// is nothing: what it left in dir is removed. It may be nil.
+	Restore func(dir string) (notes map[string][]byte, err error)
+}
+
+// CacheMount is the directory of the cache mount id, made with init if it is
+// new. It is held, in the way that sharing says, until release is called or the
+// process ends.
+func (s *Store) CacheMount(ctx context.Context, id, sharing string, init MountInit) (dir string, release func(), err error) {
+	home := s.mountHome(id)
 	if err := os.MkdirAll(home, 0o711); err != nil {
 		return "", nil, fmt.Errorf("cache mount %s: %w", id, err)
 	}
@@ -38,21 +49,28 @@ func (s *Store) CacheMount(ctx context.Context, id, sharing string, fill func(di
 	}
 	for n := 0; ; n++ {
 		dir := filepath.Join(home, strconv.Itoa(n))
+		if err := s.refillMount(ctx, dir, init.Restore); err != nil {
+			return "", nil, fmt.Errorf("cache mount %s: %w", id, err)
+		}
 		release, err := holdFile(ctx, dir+".lock", how, sharing != Private)
 		if errors.Is(err, errLocked) {
 			continue // a private one that is in use
 		}
 		if err == nil {
-			if err = s.fillMount(ctx, dir, fill); err != nil {
+			if err = s.fillMount(ctx, dir, init); err != nil {
 				release()
 			}
 		}
 		if err != nil {
 			return "", nil, fmt.Errorf("cache mount %s: %w", id, err)
 		}
+		// The lock's time is when the mount was last used: see lastHeld.
+		_ = os.Chtimes(dir+".lock", time.Time{}, s.now())
 		return dir, release, nil
 	}
 }
+
+func (s *Store) mountHome(id string) string { return filepath.Join(s.dir, "mounts", shortHash(id)) }
 
 // nameMount leaves the id beside the directories, for people and for prune.
 func (s *Store) nameMount(home, id string) error {
@@ -64,7 +82,7 @@ func (s *Store) nameMount(home, id string) error {
 }
 
 // fillMount makes the directory of a cache mount, whole or not at all.
-func (s *Store) fillMount(ctx context.Context, dir string, fill func(string) error) error {
+func (s *Store) fillMount(ctx context.Context, dir string, init MountInit) error {
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -77,19 +95,92 @@ func (s *Store) fillMount(ctx context.Context, dir string, fill func(string) err
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	// A .new that is there is what a killed process had begun.
-	fresh := dir + ".new"
-	if err := os.RemoveAll(fresh); err != nil {
+	if done, err := s.restoreMount(dir, init.Restore); done || err != nil {
 		return err
 	}
-	if err := os.Mkdir(fresh, 0o755); err != nil {
+	fresh, err := freshMount(dir)
+	if err != nil {
 		return err
 	}
-	if err := fill(fresh); err != nil {
+	if err := init.Fill(fresh); err != nil {
 		os.RemoveAll(fresh)
 		return err
 	}
 	return os.Rename(fresh, dir)
+}
+
+// freshMount is an empty directory, to become dir.
+func freshMount(dir string) (string, error) {
+	// A .new that is there is what a killed process had begun.
+	fresh := dir + ".new"
+	if err := os.RemoveAll(fresh); err != nil {
+		return "", err
+	}
+	return fresh, os.Mkdir(fresh, 0o755)
+}
+
+// refillMount restores a mount that is here and has nothing in it, if nobody
+// uses it now.
+func (s *Store) refillMount(ctx context.Context, dir string, restore func(string) (map[string][]byte, error)) error {
+	if restore == nil || !isEmpty(dir) {
+		return nil
+	}
+	release, err := holdFile(ctx, dir+".lock", unix.LOCK_EX, false)
+	if errors.Is(err, errLocked) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer release()
+	if !isEmpty(dir) {
+		return nil
+	}
+	_, err = s.restoreMount(dir, restore)
+	return err
+}
+
+// restoreMount puts what restore makes in the place of dir, which is not there or
+// empty, and held alone or by the lock for filling it.
+func (s *Store) restoreMount(dir string, restore func(string) (map[string][]byte, error)) (done bool, err error) {
+	if restore == nil {
+		return false, nil
+	}
+	fresh, err := freshMount(dir)
+	if err != nil {
+		return false, err
+	}
+	notes, err := restore(fresh)
+	if err == nil && notes != nil {
+		// rename(2) replaces an empty directory, and no other; os.Rename none.
+		err = unix.Rename(fresh, dir)
+		done = err == nil
+	}
+	if !done {
+		if rerr := os.RemoveAll(fresh); err == nil {
+			err = rerr
+		}
+		if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
+			err = nil // somebody without the lock has put something there
+		}
+		return false, err
+	}
+	m := HeldMount{Dir: dir, store: s}
+	for name, data := range notes {
+		_ = m.PutNote(name, data) // it costs time later, and no more
+	}
+	return true, nil
+}
+
+// isEmpty reports a directory with nothing in it.
+func isEmpty(dir string) bool {
+	f, err := os.Open(dir)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	_, err = f.Readdirnames(1)
+	return errors.Is(err, io.EOF)
 }
 
 // holdFile locks a file that stays where it is. Without wait, one that is

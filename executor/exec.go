@@ -414,8 +414,9 @@ func (x *execution) ssh(s *sandbox.Spec, m llb.Mount) error {
 	return nil
 }
 
-// cacheMount mounts a directory that outlives the build.
-func (x *execution) cacheMount(ctx context.Context, s *sandbox.Spec, m llb.Mount) error {
+// MountID names the cache mount m of a step in the store; from is what it begins
+// with, if m has an Input.
+func MountID(m llb.Mount, from Result) string {
 	// Owner, mode and first content are part of what it is: as in BuildKit,
 	// mounts that differ in them are different ones.
 	id := m.CacheID
@@ -423,15 +424,30 @@ func (x *execution) cacheMount(ctx context.Context, s *sandbox.Spec, m llb.Mount
 		id += fmt.Sprintf(" owner %d:%d mode %o", m.UID, m.GID, m.Mode)
 	}
 	if m.Input != 0 {
-		id += " from " + string(x.in[m.Input].Content()) + mountSource(m)
+		id += " from " + string(from.Content()) + mountSource(m)
 	}
-	dir, release, err := x.Store.CacheMount(ctx, id, m.Sharing, func(dir string) error {
-		return x.fill(ctx, m, dir)
-	})
+	return id
+}
+
+// cacheMount mounts a directory that outlives the build.
+func (x *execution) cacheMount(ctx context.Context, s *sandbox.Spec, m llb.Mount) error {
+	var from Result
+	if m.Input != 0 {
+		from = x.in[m.Input]
+	}
+	id := MountID(m, from)
+	init := cache.MountInit{Fill: func(dir string) error { return x.fill(ctx, m, dir) }}
+	if x.RestoreMount != nil {
+		init.Restore = func(dir string) (map[string][]byte, error) { return x.RestoreMount(ctx, id, m, dir) }
+	}
+	dir, release, err := x.Store.CacheMount(ctx, id, m.Sharing, init)
 	if err != nil {
 		return err
 	}
 	x.release = append(x.release, func() error { release(); return nil })
+	if x.MountUsed != nil {
+		x.MountUsed(id, dir)
+	}
 	o := []string{"bind"}
 	if m.ReadOnly {
 		o = append(o, "ro")

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/executor/sandbox"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/llb"
@@ -373,7 +374,7 @@ func TestExecGivesBack(t *testing.T) {
 			if after := openFiles(t); after != before {
 				t.Errorf("%d files are open, %d before", after, before)
 			}
-			_, release, err := r.store.CacheMount(t.Context(), "c", "locked", nil)
+			_, release, err := r.store.CacheMount(t.Context(), "c", "locked", cache.MountInit{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -83,6 +83,11 @@ type Session struct {
 	// NoNewPrivileges keeps set-user-ID programs, sudo for one, from giving a
 	// step's processes more rights.
 	NoNewPrivileges bool
+	// RestoreMount gives the cache mount id, which is new or empty here, what it
+	// had elsewhere: see cache.MountInit. It may be nil.
+	RestoreMount func(ctx context.Context, id string, m llb.Mount, dir string) (notes map[string][]byte, err error)
+	// MountUsed is told of the cache mounts that steps run with. It may be nil.
+	MountUsed func(id, dir string)
 }
 
 // Worker runs the steps of one build.
