@@ -24,6 +24,7 @@ type job struct {
 	dir        string // scratch
 	context    string
 	dockerfile string
+	images     imageName // of the bases
 	serial     int
 }
 
@@ -85,33 +86,50 @@ func (o ours) name() string {
 
 func (o ours) build(ctx context.Context, j *job) (outcome, error) {
 	tar := j.output()
-	args := []string{
-		o.binary, "build", "--root", o.root, "--storage-driver", o.driver, "--progress", "rawjson", "--network", "none",
-		"-f", j.dockerfile, "--compression", "zstd", "--compression-level", "1", "--output", "type=oci,dest=" + tar,
-	}
-	if o.noCache {
-		args = append(args, "--no-cache")
-	}
-	// Events come on standard error, so they are joined here.
-	ctx2, cancel := context.WithTimeout(ctx, buildTime)
-	defer cancel()
-	cmd := exec.CommandContext(ctx2, args[0], append(args[1:], j.context)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	text, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	switch {
-	case ctx2.Err() != nil:
-		return outcome{}, fmt.Errorf("%s: no end after %v", o.name(), buildTime)
-	case errors.As(err, &exit) && exit.ExitCode() == 1:
-		return outcome{log: readable(text)}, nil
-	case err != nil:
-		return outcome{}, fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, text)
+	text, ok, err := o.run(ctx, j.context, "-f", j.dockerfile,
+		"--compression", "zstd", "--compression-level", "1", "--output", "type=oci,dest="+tar)
+	if err != nil || !ok {
+		return outcome{log: readable(text)}, err
 	}
 	im, err := readImage(tar)
 	if err != nil {
 		return outcome{}, fmt.Errorf("%s: %w", o.name(), err)
 	}
 	return outcome{image: im, steps: ran(text)}, os.Remove(tar)
+}
+
+// tag builds into the image store.
+func (o ours) tag(ctx context.Context, j *job, dockerfile, name string) (outcome, error) {
+	text, ok, err := o.run(ctx, j.context, "-f", dockerfile, "-t", name)
+	if err != nil || !ok {
+		return outcome{log: readable(text)}, err
+	}
+	return outcome{image: &Image{}}, nil
+}
+
+// run runs the builder; false is a build that failed. The events are in what it
+// wrote.
+func (o ours) run(ctx context.Context, where string, args ...string) ([]byte, bool, error) {
+	args = append([]string{"build", "--root", o.root, "--storage-driver", o.driver, "--progress", "rawjson", "--network", "none"}, args...)
+	if o.noCache {
+		args = append(args, "--no-cache")
+	}
+	// Events come on standard error, so they are joined here.
+	limited, cancel := context.WithTimeout(ctx, buildTime)
+	defer cancel()
+	cmd := exec.CommandContext(limited, o.binary, append(args, where)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	text, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	switch {
+	case limited.Err() != nil:
+		return text, false, fmt.Errorf("%s: no end after %v", o.name(), buildTime)
+	case errors.As(err, &exit) && exit.ExitCode() == 1:
+		return text, false, nil
+	case err != nil:
+		return text, false, fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, text)
+	}
+	return text, true, nil
 }
 
 // event is what counts of a line of --progress rawjson.

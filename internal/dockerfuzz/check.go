@@ -59,7 +59,7 @@ func (f *fuzzer) write(c *Case) (*job, error) {
 		return nil, err
 	}
 	dir := filepath.Join(f.dir, fmt.Sprintf("case%d", f.serial.Add(1)))
-	j := &job{dir: dir, context: filepath.Join(dir, "context"), dockerfile: filepath.Join(dir, "file", "Dockerfile")}
+	j := &job{dir: dir, context: filepath.Join(dir, "context"), dockerfile: filepath.Join(dir, "file", "Dockerfile"), images: name}
 	for _, d := range []string{j.context, filepath.Dir(j.dockerfile)} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, err
@@ -108,7 +108,9 @@ func (f *fuzzer) check(ctx context.Context, c *Case) (*finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, look := range []func(context.Context, *Case, *job, outcome) (*finding, error){f.checkModes, f.checkCache, f.checkPlain, f.checkPeers} {
+	for _, look := range []func(context.Context, *Case, *job, outcome) (*finding, error){
+		f.checkModes, f.checkCache, f.checkHalves, f.checkPlain, f.checkPeers,
+	} {
 		if found, err := look(ctx, c, j, first); found != nil || err != nil {
 			return found, err
 		}
@@ -119,7 +121,7 @@ func (f *fuzzer) check(ctx context.Context, c *Case) (*finding, error) {
 	return nil, nil
 }
 
-func (f *fuzzer) mode(driver string, noCache bool) builder {
+func (f *fuzzer) mode(driver string, noCache bool) ours {
 	return ours{binary: f.binary, driver: driver, root: f.root(driver), noCache: noCache}
 }
 
@@ -270,69 +272,4 @@ func withIgnoreFile(c *Case) *Case {
 	n.Context = append(c.Context[:len(c.Context):len(c.Context)],
 		Entry{Path: ".dockerignore", Kind: File, Mode: 0o644, Data: strings.Join(c.Ignore, "\n") + "\n", Time: recent})
 	return &n
-}
-
-func (f *fuzzer) checkPeers(ctx context.Context, c *Case, j *job, first outcome) (*finding, error) {
-	if len(f.peers) > 0 && c.lowerLinks() {
-		return nil, nil // BuildKit does not find the file
-	}
-	for _, b := range f.peers {
-		theirs, err := f.build(ctx, b, j)
-		if err != nil {
-			return nil, err
-		}
-		if theirs.image == nil && c.stricter(b.name(), theirs.log) || first.image == nil && c.laxer(b.name(), first.log) {
-			continue
-		}
-		if v := verdict(first, theirs, b.name()); v != nil {
-			return v, nil
-		}
-		if first.image == nil {
-			continue
-		}
-		if d := c.comparePeer(first.image, theirs.image, b.name()); len(d) > 0 {
-			return &finding{"peer " + b.name(), fmt.Sprintf("build against %s:\n%s", b.name(), clip(d))}, nil
-		}
-	}
-	return nil, nil
-}
-
-// lowerLinks reports whether a base's layer links to a file of a lower one.
-func (c *Case) lowerLinks() bool {
-	return slices.ContainsFunc(c.Bases, func(b Base) bool {
-		return slices.ContainsFunc(b.Layers, func(l []Entry) bool { return !linked(l) })
-	})
-}
-
-// stricter reports whether a peer fails where nothing stands against building:
-// BuildKit sends of a context only what patterns match, and so does not find
-// the directory of a pattern that matches nothing in it, nor what --parents
-// names and --exclude leaves out; with --exclude it demands that links lead
-// somewhere. And it makes no directories of an archive
-// below a link that leads nowhere, and misses a directory of an archive that a
-// later member takes the place of.
-func (c *Case) stricter(peer, log string) bool {
-	if peer != "buildctl" && peer != "docker" {
-		return false
-	}
-	missing := strings.Contains(log, "lstat /") && strings.Contains(log, "no such file or directory")
-	below := strings.Contains(log, "mkdir /") && strings.Contains(log, "file exists")
-	excluded := strings.Contains(log, "failed to calculate checksum")
-	found := false
-	c.eachInstr(func(in *Instr) {
-		if in.From == "" && (in.Op == "COPY" || in.Op == "ADD") {
-			found = found || missing && slices.ContainsFunc(in.Args, wild)
-			found = found || (below || strings.Contains(log, "chtimes ")) && in.Op == "ADD"
-			found = found || excluded && len(in.Exclude) > 0
-		}
-	})
-	return found
-}
-
-// laxer reports whether a peer builds where something is missing: BuildKit does
-// not look for what COPY --parents names in the very image that it builds upon.
-func (c *Case) laxer(peer, log string) bool {
-	found := false
-	c.eachInstr(func(in *Instr) { found = found || in.Parents && in.From != "" })
-	return found && (peer == "buildctl" || peer == "docker") && strings.Contains(log, "not found")
 }

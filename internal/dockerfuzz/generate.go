@@ -166,6 +166,10 @@ func (g *generator) base() Base {
 	b := Base{}
 	m := model{}
 	for range g.IntN(4) {
+		if g.chance(10) { // nothing, as what many steps change
+			b.Layers = append(b.Layers, nil)
+			continue
+		}
 		b.Layers = append(b.Layers, g.layer(m))
 	}
 	if g.chance(20) {

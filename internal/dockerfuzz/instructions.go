@@ -205,7 +205,7 @@ func (g *generator) run(i int) Instr {
 			t := in.Mounts[0].Target
 			switch in.Mounts[0].Type {
 			case "bind":
-				in.Args = append(in.Args, fmt.Sprintf("cp -a %s %s", t, g.short()), fmt.Sprintf("p=%s; [ -p $p ] || { cd %s && find . | sort >$p; }", g.short(), t))
+				in.Args = append(in.Args, fmt.Sprintf("cp -a %s %s", t, g.short()), fmt.Sprintf("p=%s; [ -p $p ] || { cd %s && find . ! -name proc ! -name sys ! -name dev | sort >$p; }", g.short(), t))
 			default:
 				in.Args = append(in.Args, fmt.Sprintf("p=%s; echo k >%s/k; [ -p $p ] || cp %s/k $p", g.short(), t, t))
 			}

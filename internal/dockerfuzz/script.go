@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -47,6 +48,12 @@ func (m *machine) mounts(s *system, in Instr, undo *[]func() error) error {
 	if err := unix.Mknod(filepath.Join(dev, "null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
 		return err
 	}
+	// A script that empties the root cannot remove these.
+	for _, name := range []string{"/etc/resolv.conf", "/etc/hosts"} {
+		if err := m.cover(s.root, name, undo); err != nil {
+			return err
+		}
+	}
 	for _, mount := range in.Mounts {
 		from := m.temporary() // a cache is empty, or what is in it is not looked at
 		if mount.Type == "bind" {
@@ -85,8 +92,45 @@ func mountOn(source, target, kind string, flags uintptr, undo *[]func() error) e
 	if err := unix.Mount(source, target, kind, flags, ""); err != nil {
 		return &os.PathError{Op: "mount", Path: target, Err: err}
 	}
-	*undo = append(*undo, func() error { return unix.Unmount(target, unix.MNT_DETACH) })
+	// A script may move the directory that has the mount point in it.
+	fd, err := unix.Open(target, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: target, Err: err}
+	}
+	*undo = append(*undo, func() error {
+		defer unix.Close(fd)
+		if err := unix.Unmount(fmt.Sprintf("/proc/self/fd/%d", fd), unix.MNT_DETACH); err != nil {
+			return &os.PathError{Op: "unmount", Path: target, Err: err}
+		}
+		return nil
+	})
 	return nil
+}
+
+// cover mounts an empty file over the file p, which is made where it is missing.
+func (m *machine) cover(root, p string, undo *[]func() error) error {
+	p, err := resolve(root, p, true)
+	if err != nil {
+		return err
+	}
+	if _, err := mountPoint(root, path.Dir(p), undo); err != nil {
+		return err
+	}
+	at := filepath.Join(root, p)
+	if f, err := os.OpenFile(at, os.O_CREATE|os.O_EXCL, 0o644); err == nil {
+		f.Close()
+		*undo = append(*undo, func() error {
+			_ = os.Remove(at) // may have been moved
+			return nil
+		})
+	} else if !os.IsExist(err) {
+		return err
+	}
+	empty := filepath.Join(m.temporary(), "empty")
+	if err := os.WriteFile(empty, nil, 0o644); err != nil {
+		return err
+	}
+	return mountOn(empty, at, "", unix.MS_BIND, undo)
 }
 
 // mountPoint makes target where it is missing; undo takes it away again, unless
@@ -160,7 +204,7 @@ func (s *system) execute(in Instr) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), scriptTime)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "/bin/busybox", "sh", "-c", "umask 022; cd '"+s.workdir+"' || exit 1\n"+in.script())
+	cmd := exec.CommandContext(ctx, "/bin/busybox", "sh", "-c", "umask 022; cd -P '"+s.workdir+"' || exit 1\n"+in.script())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: s.root, Credential: who}
 	cmd.Dir = "/"
 	cmd.Env = append(append([]string{}, s.env...), s.args...)

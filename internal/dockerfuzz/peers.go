@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+func (f *fuzzer) checkPeers(ctx context.Context, c *Case, j *job, first outcome) (*finding, error) {
+	if len(f.peers) > 0 && c.lowerLinks() {
+		return nil, nil // BuildKit does not find the file
+	}
+	for _, b := range f.peers {
+		theirs, err := f.build(ctx, b, j)
+		if err != nil {
+			return nil, err
+		}
+		if theirs.image == nil && c.stricter(b.name(), theirs.log) || first.image == nil && c.laxer(b.name(), first.log) {
+			continue
+		}
+		if v := verdict(first, theirs, b.name()); v != nil {
+			return v, nil
+		}
+		if first.image == nil {
+			continue
+		}
+		if d := c.comparePeer(first.image, theirs.image, b.name()); len(d) > 0 {
+			return &finding{"peer " + b.name(), fmt.Sprintf("build against %s:\n%s", b.name(), clip(d))}, nil
+		}
+	}
+	return nil, nil
+}
+
+// lowerLinks reports whether a base's layer links to a file of a lower one.
+func (c *Case) lowerLinks() bool {
+	return slices.ContainsFunc(c.Bases, func(b Base) bool {
+		return slices.ContainsFunc(b.Layers, func(l []Entry) bool { return !linked(l) })
+	})
+}
+
+// quirk is a failure of BuildKit's where nothing stands against building: what
+// its log says, and which instructions it is about.
+type quirk struct {
+	says  []string // all of them
+	about func(in *Instr) bool
+}
+
+var quirks = []quirk{
+	// Of a context it is sent only what patterns match, and so does not find
+	// the directory of a pattern that matches nothing in it.
+	{[]string{"lstat /", "no such file or directory"}, func(in *Instr) bool {
+		return in.copies() && in.From == "" && slices.ContainsFunc(in.Args, wild)
+	}},
+	// With --exclude it demands that links lead somewhere, and it does not find
+	// what --parents names and --exclude leaves out.
+	{[]string{"failed to calculate checksum"}, func(in *Instr) bool { return in.copies() && len(in.Exclude) > 0 }},
+	// It looks up at the destination what --parents does not even name.
+	{[]string{"failed to stat", "not a directory"}, func(in *Instr) bool { return in.copies() && in.Parents }},
+	// It makes no directories of an archive below a link that leads nowhere.
+	{[]string{"mkdir /", "file exists"}, func(in *Instr) bool { return in.Op == "ADD" }},
+	// It misses a directory of an archive that a later member takes the place of.
+	{[]string{"chtimes "}, func(in *Instr) bool { return in.Op == "ADD" }},
+	// runc mounts a tmpfs over a link, and looks for it where the link is.
+	{[]string{`error mounting "tmpfs"`}, func(in *Instr) bool {
+		return slices.ContainsFunc(in.Mounts, func(m Mount) bool { return m.Type == "tmpfs" })
+	}},
+}
+
+func (in *Instr) copies() bool { return in.Op == "COPY" || in.Op == "ADD" }
+
+// stricter reports whether a peer fails for one of its quirks.
+func (c *Case) stricter(peer, log string) bool {
+	if peer != "buildctl" && peer != "docker" {
+		return false
+	}
+	found := false
+	for _, q := range quirks {
+		if slices.ContainsFunc(q.says, func(s string) bool { return !strings.Contains(log, s) }) {
+			continue
+		}
+		c.eachInstr(func(in *Instr) { found = found || q.about(in) })
+	}
+	return found
+}
+
+// laxer reports whether a peer builds where something is missing: BuildKit does
+// not look for what COPY --parents names in the very image that it builds upon.
+func (c *Case) laxer(peer, log string) bool {
+	found := false
+	c.eachInstr(func(in *Instr) { found = found || in.Parents && in.From != "" })
+	return found && (peer == "buildctl" || peer == "docker") && strings.Contains(log, "not found")
+}
