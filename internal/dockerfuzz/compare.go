@@ -189,18 +189,6 @@ func compareConfigs(a, b *Image) []string {
 	return out
 }
 
-// comparePeer compares with another builder's image.
-func (c *Case) comparePeer(a, b *Image, peer string) []string {
-	var out []string
-	if peer != "buildah" { // writes history and config in its own way
-		out = compareConfigs(a, b)
-		if len(a.Layers) != len(b.Layers) {
-			out = append(out, fmt.Sprintf("%d layers against %d", len(a.Layers), len(b.Layers)))
-		}
-	}
-	return append(out, differences(a.Flat, b.Flat, c.loose(peer != "buildah"))...)
-}
-
 // diffLines lists the lines that only one of the texts has.
 func diffLines(a, b string) string {
 	var out strings.Builder

@@ -91,3 +91,47 @@ func (c *Case) laxer(peer, log string) bool {
 	c.eachInstr(func(in *Instr) { found = found || in.Parents && in.From != "" })
 	return found && (peer == "buildctl" || peer == "docker") && strings.Contains(log, "not found")
 }
+
+// comparePeer compares with another builder's image.
+func (c *Case) comparePeer(a, b *Image, peer string) []string {
+	var out []string
+	if peer != "buildah" { // writes history and config in its own way
+		out = compareConfigs(a, b)
+		if len(a.Layers) != len(b.Layers) {
+			out = append(out, fmt.Sprintf("%d layers against %d", len(a.Layers), len(b.Layers)))
+		}
+	}
+	c.dropStubs(a.Flat, b.Flat)
+	return append(out, differences(a.Flat, b.Flat, c.loose(peer != "buildah"))...)
+}
+
+// dropStubs takes an empty directory out of the trees that only one of them has
+// and that leads to a mount. BuildKit takes a working directory that the image
+// lacks for such a mount point too, and removes it.
+func (c *Case) dropStubs(a, b Tree) {
+	c.eachInstr(func(in *Instr) {
+		for _, m := range in.Mounts {
+			all := append(above(m.Target[1:]), m.Target[1:])
+			for _, p := range slices.Backward(all) {
+				_, inA := a[p]
+				_, inB := b[p]
+				if inA != inB {
+					a.dropEmpty(p)
+					b.dropEmpty(p)
+				}
+			}
+		}
+	})
+}
+
+func (t Tree) dropEmpty(p string) {
+	if t[p].Kind != Dir {
+		return
+	}
+	for q := range t {
+		if strings.HasPrefix(q, p+"/") {
+			return
+		}
+	}
+	delete(t, p)
+}

@@ -26,10 +26,21 @@ func (m *machine) run(s *system, in Instr) error {
 	if err := breakLinks(s.root); err != nil {
 		return err
 	}
+	who, home, err := s.credential()
+	if err != nil {
+		return err
+	}
+	// A working directory that is missing is made, for the user.
+	if err := s.enter(int(who.Uid), int(who.Gid)); err != nil {
+		return err
+	}
 	var undo []func() error
-	err := m.mounts(s, in, &undo)
+	err = m.mounts(s, in, &undo)
+	if err == nil { // it may be in a mount
+		err = s.enter(-1, -1)
+	}
 	if err == nil {
-		err = s.execute(in)
+		err = s.execute(in, who, home)
 	}
 	for i := len(undo) - 1; i >= 0; i-- {
 		err = errors.Join(err, undo[i]())
@@ -193,15 +204,7 @@ func (s *system) credential() (*syscall.Credential, string, error) {
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), Groups: append([]uint32{uint32(gid)}, groups...)}, home, nil
 }
 
-func (s *system) execute(in Instr) error {
-	who, home, err := s.credential()
-	if err != nil {
-		return err
-	}
-	// A working directory that is missing is made, for the user.
-	if err := s.enter(int(who.Uid), int(who.Gid)); err != nil {
-		return err
-	}
+func (s *system) execute(in Instr, who *syscall.Credential, home string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), scriptTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/bin/busybox", "sh", "-c", "umask 022; cd -P '"+s.workdir+"' || exit 1\n"+in.script())
