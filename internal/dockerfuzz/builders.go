@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -239,10 +240,14 @@ func (buildah) build(ctx context.Context, j *job) (outcome, error) {
 	return finish(tar, failed, err)
 }
 
-// peers are the other builders of this machine that answer.
-func peers(ctx context.Context) []builder {
+// peers are the other builders of this machine that answer, of those asked for:
+// names with commas between them, or "all".
+func peers(ctx context.Context, want string) []builder {
 	var out []builder
 	answers := func(args ...string) bool {
+		if want != "all" && !slices.Contains(strings.Split(want, ","), args[0]) {
+			return false
+		}
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
 		return exec.CommandContext(ctx, args[0], args[1:]...).Run() == nil

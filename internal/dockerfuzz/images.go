@@ -172,7 +172,7 @@ func (im *images) push(ref string, b Base) error {
 		}
 		cfg.OnBuild = append(cfg.OnBuild, strings.ReplaceAll(in.render(nil), "\\\n", ""))
 	}
-	img, err := mutate.ConfigFile(mutate.MediaType(empty.Image, types.OCIManifestSchema1),
+	img, err := mutate.ConfigFile(mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON),
 		&v1.ConfigFile{OS: "linux", Architecture: runtime.GOARCH, Config: cfg, Created: v1.Time{Time: time.Unix(otherTime, 0)}})
 	if err != nil {
 		return err

@@ -47,7 +47,7 @@ type options struct {
 	stop     int
 	modes    bool
 	plain    bool
-	peers    bool
+	peers    string
 }
 
 func parseFlags() options {
@@ -63,7 +63,7 @@ func parseFlags() options {
 	flag.IntVar(&o.stop, "stop", 10, "end after this many findings")
 	flag.BoolVar(&o.modes, "modes", true, "compare drivers and cached builds")
 	flag.BoolVar(&o.plain, "plain", true, "compare with steps carried out by hand")
-	flag.BoolVar(&o.peers, "peers", true, "compare with the other builders that answer")
+	flag.StringVar(&o.peers, "peers", "all", "compare with these other `builders`, if they answer: all, none, or of buildctl, docker and buildah")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: dockerfuzz [flags] [FILE...]\n\nWith files it checks the cases in them, as they were printed.")
 		flag.PrintDefaults()
@@ -109,9 +109,7 @@ func run(ctx context.Context) (err error) {
 	if err := applyLayer(f.common, f.images.common); err != nil {
 		return err
 	}
-	if o.peers {
-		f.peers = peers(ctx)
-	}
+	f.peers = peers(ctx, o.peers)
 	names := "none"
 	for i, p := range f.peers {
 		if names += ", " + p.name(); i == 0 {
@@ -132,7 +130,7 @@ func again(ctx context.Context) error {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, self, os.Args[1:]...)
-	cmd.Cancel = func() error { return nil } // a terminal's interrupt reaches it by itself
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGTERM}

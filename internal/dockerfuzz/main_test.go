@@ -38,7 +38,7 @@ func TestCases(t *testing.T) {
 		"generated": {"-seed", "1", "-n", "8"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cmd := exec.Command(os.Args[0], append([]string{"-build", binary, "-dir", t.TempDir(), "-peers=false", "-shrink", "0"}, args...)...)
+			cmd := exec.Command(os.Args[0], append([]string{"-build", binary, "-dir", t.TempDir(), "-peers", "none", "-shrink", "0"}, args...)...)
 			cmd.Env = append(os.Environ(), "DOCKERFUZZ_COMMAND=1")
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Errorf("dockerfuzz: %v\n%s", err, out)
