@@ -100,6 +100,12 @@ type attributes struct {
 	indexAnnotations    map[string]string
 }
 
+// Pushes reports whether the result goes to a registry.
+func (out Output) Pushes() bool {
+	a, err := out.attributes()
+	return err == nil && (out.Type == TypeRegistry || a.push || a.byDigest)
+}
+
 // attributes checks the Output as a whole.
 func (out Output) attributes() (attributes, error) {
 	a := attributes{tar: true, manifestAnnotations: map[string]string{}, indexAnnotations: map[string]string{}}

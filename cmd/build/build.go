@@ -36,6 +36,8 @@ type frontendOptions struct {
 // cacheOptions say what of earlier builds may serve.
 type cacheOptions struct {
 	Pull          bool // ask the registry what a tag is, even if it is here
+	Locked        bool // go by the lock file
+	Offline       bool // ask nobody
 	NoCache       bool
 	NoCacheStages []string
 	ExpectCached  []string // stages; allStages alone for all of them

@@ -51,6 +51,8 @@ func (f *buildFlags) declare(set *pflag.FlagSet) {
 	set.BoolVar(&f.check, "check", false, "look for mistakes and build nothing; --call=check")
 
 	set.BoolVar(&o.Cache.Pull, "pull", false, "ask the registry for newer base images")
+	set.BoolVar(&o.Cache.Locked, "locked", false, "build from the lock file beside the Dockerfile ('build lock'); fail for what is not in it")
+	set.BoolVar(&o.Cache.Offline, "offline", false, "send no request to anybody; fail for what is not here")
 	set.BoolVar(&o.Cache.NoCache, "no-cache", false, "run each step, cached or not")
 	set.StringSliceVar(&o.Cache.NoCacheStages, "no-cache-filter", nil, "do so for these `stages`")
 	set.StringSliceVar(&o.Cache.ExpectCached, "expect-cached", nil, "fail, and say why, if a step of these `stages` would run; without stages, if any would")
@@ -227,6 +229,9 @@ func (f *buildFlags) steps(o *buildOptions) (err error) {
 }
 
 func (f *buildFlags) caches(o *buildOptions) error {
+	if o.Cache.Offline && o.Cache.Pull {
+		return errors.New("--offline and --pull exclude each other")
+	}
 	for _, way := range []struct {
 		flag   string
 		export bool

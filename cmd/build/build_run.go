@@ -123,6 +123,7 @@ func (o buildOptions) request(g *globals) (builder.Request, error) {
 		Platforms: o.Frontend.Platforms,
 		Call:      o.Frontend.Call.Name,
 		Pull:      o.Cache.Pull, NoCache: o.Cache.NoCache,
+		Locked: o.Cache.Locked, Offline: o.Cache.Offline,
 		CacheFrom: o.Cache.From, CacheTo: o.Cache.To,
 		Tags: o.Output.Tags, Annotations: o.Output.Annotations,
 		Seal: o.Output.Quiet || o.Output.IIDFile != "", Squash: o.Output.Squash,

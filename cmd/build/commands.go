@@ -24,6 +24,7 @@ func commands() []command {
 		{"inspect", "Show all that is known of images, as JSON", newInspectCommand},
 		{"kill", "Send containers a signal", newKillCommand},
 		{"load", "Read images from an archive", newLoadCommand},
+		{"lock", "Write down what the Dockerfile's tags, URLs and branches are", newLockCommand},
 		{"login", "Log in to a registry", newLoginCommand},
 		{"logout", "Log out from a registry", newLogoutCommand},
 		{"logs", "Print what a container has written", newLogsCommand},

@@ -39,6 +39,12 @@ type Request struct {
 	Call    string // CallCheck, CallOutline or CallTargets: tell that, build nothing
 	Pull    bool   // ask the registry what tags are
 	NoCache bool
+	// Locked takes what tags, URLs and branches are from the lock file beside the
+	// Dockerfile, and fails for one that is not in it; see Lock.
+	Locked bool
+	// Offline sends no request to anybody: what is not here is an error. Steps
+	// have the network that they have without it.
+	Offline bool
 	// ExpectCached fails the build before it begins if a step of these stages
 	// would run; of any stage, where it is empty and not nil.
 	ExpectCached []string
@@ -108,7 +114,7 @@ func (b *Builder) Build(ctx context.Context, r Request) (*Response, error) {
 }
 
 func (j *job) run(ctx context.Context) error {
-	for _, phase := range []func(context.Context) error{j.open, j.lower, j.permitted, j.pin, j.openImports, j.expectCached, j.solveAgain} {
+	for _, phase := range []func(context.Context) error{j.offlineOnly, j.open, j.openLock, j.lower, j.permitted, j.pin, j.hintLock, j.openImports, j.expectCached, j.solveAgain} {
 		if err := phase(ctx); err != nil {
 			return err
 		}
@@ -132,6 +138,7 @@ type job struct {
 	local    *source.Local
 	remote   *remoteImages
 	from     map[string]source.Source // by scheme
+	lock     pinning                  // nil: nothing is locked
 	file     *parser.File
 	lowered  []*dockerfile.Result // one a platform
 	index    bool                 // the result is an index, be it of one image
@@ -178,10 +185,15 @@ func (j *job) lower(ctx context.Context) error {
 	o.Ignore = j.contexts.ignore
 	o.Date = j.date
 	o.NoCache = j.NoCache
+	images := source.ImageOptions{Pull: j.Pull, Offline: j.Offline}
 	o.AllStages = j.Call == CallCheck && o.Target == ""
-	if j.remote, err = j.newRemote(j.Pull, j.Sink); err != nil {
+	if _, ok := j.lock.(*locker); ok {
+		o.AllStages, images.Pins = true, oldPins{pins{j.Builder}}
+	}
+	if j.remote, err = j.newRemote(images, j.Sink); err != nil {
 		return err
 	}
+	j.remote.lock = j.lock
 	for _, p := range platforms {
 		o.Platform = p
 		res, err := dockerfile.Lower(ctx, j.file, j.remote, o)
@@ -215,10 +227,14 @@ func (j *job) warn(list []dockerfile.Warning) {
 // pin gives each source that has none its digest: contexts, URLs, repositories.
 func (j *job) pin(ctx context.Context) error {
 	j.from = j.sources()
+	return j.pinSchemes(ctx, llb.Local, llb.Registry, llb.Layout, llb.HTTP, llb.Git)
+}
+
+func (j *job) pinSchemes(ctx context.Context, schemes ...string) error {
 	pinned := map[oci.Digest]llb.Op{}
 	var list []*llb.Node
 	j.graph.Walk(func(n *llb.Node) {
-		if s, ok := n.Op.(llb.Source); ok && s.Digest == "" && s.Scheme != llb.Scratch {
+		if s, ok := n.Op.(llb.Source); ok && s.Digest == "" && slices.Contains(schemes, s.Scheme) {
 			list = append(list, n)
 		}
 	})
@@ -303,21 +319,26 @@ func (j *job) sources() map[string]source.Source {
 	return map[string]source.Source{
 		llb.Local:    j.local,
 		llb.Registry: j.remote,
-		llb.HTTP:     j.httpSource(),
-		llb.Git:      source.NewGit(filepath.Join(j.Store.Dir(), "git"), j.gitOptions()),
+		llb.HTTP:     lockedHTTP{j.httpSource(), j.lock},
+		llb.Git:      lockedGit{j.gitSource(), j.lock},
 	}
+}
+
+func (j *job) gitSource() *source.Git {
+	return source.NewGit(filepath.Join(j.Store.Dir(), "git"), j.gitOptions())
 }
 
 func (j *job) gitOptions() source.GitOptions {
 	return source.GitOptions{
 		SSHSocket: j.agents.sockets["default"],
 		Secret:    j.secret,
+		Offline:   j.Offline,
 	}
 }
 
 func (j *job) httpSource() *source.HTTP {
 	h := source.NewHTTP(filepath.Join(j.Store.Dir(), "http"), nil)
-	h.Secret = j.secret
+	h.Secret, h.Offline = j.secret, j.Offline
 	return h
 }
 

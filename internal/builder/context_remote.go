@@ -17,7 +17,6 @@ import (
 
 	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/executor/archive"
-	"github.com/861fb494/build/executor/source"
 	"github.com/861fb494/build/internal/progress"
 	"github.com/861fb494/build/llb"
 	"github.com/861fb494/build/llb/dockerfile"
@@ -138,7 +137,7 @@ func (j *job) contextFromURL(ctx context.Context) (dir string, err error) {
 }
 
 func (j *job) contextFromGit(ctx context.Context, src llb.Source) (string, error) {
-	git := source.NewGit(filepath.Join(j.Store.Dir(), "git"), j.gitOptions())
+	git := j.gitSource()
 	// The Dockerfile may ask for the history: COPY .git, git describe.
 	if keep, err := strconv.ParseBool(j.Frontend.BuildArgs["BUILDKIT_CONTEXT_KEEP_GIT_DIR"]); err == nil {
 		src.Git.KeepDir = src.Git.KeepDir || keep

@@ -2,10 +2,8 @@ package builder
 
 import (
 	"context"
-	"path/filepath"
 	"time"
 
-	"github.com/861fb494/build/executor/source"
 	"github.com/861fb494/build/llb"
 )
 
@@ -18,9 +16,19 @@ func (j *job) date(ctx context.Context, s llb.Source) (*time.Time, error) {
 		}
 		return j.contexts.date(ctx)
 	case llb.Git:
-		return source.NewGit(filepath.Join(j.Store.Dir(), "git"), j.gitOptions()).Date(ctx, s)
+		from := lockedGit{j.gitSource(), j.lock}
+		s, err := from.Pin(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		return from.Date(ctx, s)
 	case llb.HTTP:
-		return j.httpSource().Date(ctx, s)
+		from := lockedHTTP{j.httpSource(), j.lock}
+		s, err := from.Pin(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		return from.Date(ctx, s)
 	}
 	return nil, nil
 }

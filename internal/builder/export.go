@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/861fb494/build/executor"
+	"github.com/861fb494/build/executor/source"
 	"github.com/861fb494/build/exporter"
 	"github.com/861fb494/build/exporter/compress"
 	"github.com/861fb494/build/internal/oci"
@@ -271,7 +272,7 @@ func (b *Builder) Tag(ctx context.Context, id string, names ...oci.Reference) er
 	if err := json.Unmarshal(data, &list); err != nil {
 		return fmt.Errorf("result %s: %w", id, err)
 	}
-	r, err := b.newRemote(false, progress.Discard)
+	r, err := b.newRemote(source.ImageOptions{}, progress.Discard)
 	if err != nil {
 		return err
 	}

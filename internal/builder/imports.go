@@ -7,10 +7,12 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/861fb494/build/cache/image"
 	"github.com/861fb494/build/cache/remote"
 	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/executor"
@@ -36,6 +38,7 @@ type imports struct {
 
 type imported struct {
 	place remote.Place
+	far   bool          // it is not on this machine
 	cache *remote.Cache // nil: it is not to be had
 	told  sync.Once     // of its entries being unusable
 }
@@ -52,7 +55,7 @@ func (j *job) openImports(context.Context) error {
 		if err != nil {
 			return fmt.Errorf("--cache-from: %w", err)
 		}
-		m.list = append(m.list, &imported{place: p})
+		m.list = append(m.list, &imported{place: p, far: s.Type != remote.TypeLocal})
 	}
 	j.remote.imports = m
 	return nil
@@ -63,6 +66,10 @@ func (m *imports) open(ctx context.Context) {
 	m.once.Do(func() {
 		var g errgroup.Group
 		for _, i := range m.list {
+			if i.far && m.job.Offline {
+				m.warn(fmt.Sprintf("the cache at %s is not asked (offline)", i.place), nil)
+				continue
+			}
 			g.Go(func() error {
 				name := "import cache from " + i.place.String()
 				var err error
@@ -201,7 +208,7 @@ func (m *imports) blob(ctx context.Context, origin string, d oci.Descriptor) (io
 		return nil, false, nil
 	}
 	for _, i := range m.list {
-		if i.place.Origin("") == origin {
+		if i.place.Origin("") == origin && !(i.far && m.job.Offline) {
 			r, err := i.place.Blob(ctx, d)
 			return r, true, err
 		}
@@ -218,6 +225,9 @@ func (r *remoteImages) Entries(ctx context.Context, l oci.Layer) ([]tree.Change,
 func (r *remoteImages) elsewhere(ctx context.Context, origin string, d oci.Descriptor) (io.ReadCloser, error) {
 	if b, ok, err := r.imports.blob(ctx, origin, d); ok {
 		return b, err
+	}
+	if r.offline && !strings.HasPrefix(origin, "cache+"+remote.TypeLocal+":") {
+		return nil, fmt.Errorf("layer %s of %s: %w here, and nobody is asked (offline)", d.Digest, origin, image.ErrNotFound)
 	}
 	p, err := remote.At(origin, r.builder.cacheEnv())
 	if err != nil {

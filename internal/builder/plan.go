@@ -64,7 +64,7 @@ func (b *Builder) Explain(ctx context.Context, r Request) (Plan, error) {
 	}
 	j := newJob(b, r)
 	defer j.close()
-	for _, phase := range []func(context.Context) error{j.open, j.lower, j.permitted, j.pin, j.openImports} {
+	for _, phase := range []func(context.Context) error{j.open, j.openLock, j.lower, j.permitted, j.pin, j.openImports} {
 		if err := phase(ctx); err != nil {
 			return Plan{}, j.locate(err)
 		}

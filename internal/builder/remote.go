@@ -22,20 +22,24 @@ type remoteImages struct {
 	builder *Builder
 	sink    progress.Sink
 	imports *imports // caches that the build may take layers from; may be nil
+	lock    pinning  // what tags are; may be nil
+	offline bool
 
 	mu    sync.Mutex
 	steps map[oci.Digest]progress.Step // by blob: who is told how far it is
 }
 
-func (b *Builder) newRemote(pull bool, sink progress.Sink) (*remoteImages, error) {
+func (b *Builder) newRemote(o source.ImageOptions, sink progress.Sink) (*remoteImages, error) {
 	client, err := b.Registry()
 	if err != nil {
 		return nil, err
 	}
-	r := &remoteImages{builder: b, sink: sink, steps: map[oci.Digest]progress.Step{}}
-	r.Images = source.NewImages(b.Images, client, source.ImageOptions{
-		Pull: pull, Pins: pins{b}, Built: b.Store.Built, Elsewhere: r.elsewhere, Progress: r.progress,
-	})
+	r := &remoteImages{builder: b, sink: sink, offline: o.Offline, steps: map[oci.Digest]progress.Step{}}
+	if o.Pins == nil {
+		o.Pins = pins{b}
+	}
+	o.Built, o.Elsewhere, o.Progress = b.Store.Built, r.elsewhere, r.progress
+	r.Images = source.NewImages(b.Images, client, o)
 	return r, nil
 }
 
@@ -43,6 +47,11 @@ type pins struct{ b *Builder }
 
 func (p pins) Get(ref oci.Reference) (oci.Descriptor, bool)  { return p.b.Store.Pin(ref) }
 func (p pins) Put(ref oci.Reference, d oci.Descriptor) error { return p.b.Store.PutPin(ref, d) }
+
+// oldPins are pins that stay as they are: builds are not to notice a lock.
+type oldPins struct{ pins }
+
+func (oldPins) Put(oci.Reference, oci.Descriptor) error { return nil }
 
 func (r *remoteImages) progress(d oci.Descriptor, current int64, done bool) {
 	r.mu.Lock()
@@ -57,7 +66,7 @@ func (r *remoteImages) progress(d oci.Descriptor, current int64, done bool) {
 func (r *remoteImages) Resolve(ctx context.Context, ref string, p oci.Platform) (llb.Source, oci.Image, error) {
 	layout, ok := strings.CutPrefix(ref, "oci-layout://")
 	if !ok {
-		return r.Images.Resolve(ctx, ref, p)
+		return r.resolve(ctx, ref, p)
 	}
 	dir, tag, digest := splitLayout(layout)
 	d, err := archive.Import(ctx, r.builder.Images, dir, tag, digest)

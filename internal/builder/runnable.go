@@ -7,6 +7,7 @@ import (
 
 	"github.com/861fb494/build/cache/image"
 	"github.com/861fb494/build/executor"
+	"github.com/861fb494/build/executor/source"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/internal/progress"
 	"github.com/861fb494/build/llb"
@@ -25,7 +26,7 @@ type Runnable struct {
 // beginning of one, what a build without a name printed — and unpacks it. A
 // name that is not here is pulled, and is here then; with pull, any name is.
 func (b *Builder) Runnable(ctx context.Context, name string, p oci.Platform, pull bool, sink progress.Sink) (Runnable, error) {
-	r, err := b.newRemote(pull, sink)
+	r, err := b.newRemote(source.ImageOptions{Pull: pull}, sink)
 	if err != nil {
 		return Runnable{}, err
 	}

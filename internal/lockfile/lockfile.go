@@ -7,7 +7,7 @@
 //
 //	build lock 1
 //
-// and each other one an entry, in any order, or belongs to the entry above it:
+// and each other one an entry or belongs to the entry above it:
 //
 //	image NAME DIGEST
 //	  PLATFORM DIGEST
@@ -21,8 +21,9 @@
 // has it, HEAD being the default branch; OBJECT is that of an annotated tag. What
 // would not be one field otherwise stands in double quotes, escaped as in Go.
 //
-// A name that stands twice, or anything else, is an error: whoever reads such a
-// file cannot tell what its writer meant.
+// Entries are written in this order of kinds, then by name and ref, platforms by
+// name; they are read in any. One that stands twice, or anything else, is an
+// error: whoever reads such a file cannot tell what its writer meant.
 package lockfile
 
 import (
@@ -330,8 +331,19 @@ func quote(s string) string {
 // Sorted is the entries in the order in which they stand in a file.
 func (f File) Sorted() []Entry {
 	return slices.SortedFunc(maps.Values(f), func(a, b Entry) int {
-		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Ref, b.Ref))
+		return cmp.Or(cmp.Compare(a.Kind.rank(), b.Kind.rank()), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Ref, b.Ref))
 	})
+}
+
+// rank is a kind's place in a file.
+func (k Kind) rank() int {
+	switch k {
+	case Image:
+		return 0
+	case URL:
+		return 1
+	}
+	return 2
 }
 
 // Format writes a file: the same entries, the same bytes.

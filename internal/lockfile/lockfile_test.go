@@ -39,17 +39,17 @@ func text() string {
 	return `# Written by 'build lock'; 'build --locked' builds from it.
 build lock 1
 
-git git@example.com:x.git "a#\xff" ` + strings.Repeat("e", 64) + `
-git https://example.com/x.git HEAD ` + commit + `
-git https://example.com/x.git v1 ` + commit + ` tag ` + strings.Repeat("f", 40) + `
-
 image 127.0.0.1:5000/app:1 ` + b + `
 image docker.io/library/node:alpine ` + a + `
   linux/amd64 ` + b + `
   linux/arm/v7 ` + a + `
 
 url "https://example.com/a b\"\u202e" ` + b + `
-url https://example.com/x?y=1,2 ` + a + "\n"
+url https://example.com/x?y=1,2 ` + a + `
+
+git git@example.com:x.git "a#\xff" ` + strings.Repeat("e", 64) + `
+git https://example.com/x.git HEAD ` + commit + `
+git https://example.com/x.git v1 ` + commit + ` tag ` + strings.Repeat("f", 40) + "\n"
 }
 
 func TestFormat(t *testing.T) {

@@ -10,6 +10,7 @@ package dockerfile
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
@@ -58,7 +59,7 @@ type Options struct {
 	// context, as llb.Local; nil where that is not known. It is called for a
 	// SOURCE_DATE_EPOCH that names one; may be nil.
 	Date      func(context.Context, llb.Source) (*time.Time, error)
-	AllStages bool // lower stages that the target does not need, too: for --check
+	AllStages bool // lower stages that the target does not need, too: for --check, for a lock
 
 	// Of each RUN.
 	Network      string // llb.NetworkDefault, NetworkNone or NetworkHost
@@ -74,6 +75,9 @@ type Options struct {
 type Result struct {
 	// Graph has one target, the target stage's root filesystem.
 	Graph llb.Graph
+	// Stages are the root filesystems of all that was lowered, the target's among
+	// them: with AllStages also of stages that it does not need.
+	Stages []*llb.Node
 	// Image is the target's configuration. RootFS.DiffIDs are the base's; each
 	// History entry made here that is no EmptyLayer stands for one layer that
 	// the stage's nodes append to it, in order. Created is set only by an epoch.
@@ -113,6 +117,11 @@ func Lower(ctx context.Context, f *parser.File, b Bases, o Options) (*Result, er
 	}
 	r.Graph = l.graph
 	r.Graph.Targets = []*llb.Node{l.target.state.root}
+	for _, s := range slices.Concat(l.others, l.stages) {
+		if s.lowered && s.state.root != nil {
+			r.Stages = append(r.Stages, s.state.root)
+		}
+	}
 	r.Image, r.Platform, r.Epoch = l.target.state.image, *l.target.platform, l.epoch
 	r.Outline = l.outline()
 	return r, nil
