@@ -88,14 +88,13 @@ func (j *job) writeLock(ctx context.Context, o LockOptions) (res LockResult, err
 	old, err := c.readLock()
 	var bad *lockfile.Error
 	switch {
+	case err == nil:
 	case errors.Is(err, os.ErrNotExist):
-		err, res.Made = nil, true
-	case err != nil && o.Update && len(o.Names) == 0 && !errors.Is(err, lockfile.ErrVersion):
-		err = nil // nothing of it would stay
-	case errors.As(err, &bad) && !errors.Is(err, lockfile.ErrVersion):
-		return res, fmt.Errorf("%w ('build lock --update' writes the file anew)", err)
-	case err != nil:
+		res.Made = true
+	case !errors.As(err, &bad) || errors.Is(err, lockfile.ErrVersion):
 		return res, err
+	case !o.Update || len(o.Names) > 0: // something of it would stay
+		return res, fmt.Errorf("%w ('build lock --update' writes the file anew)", err)
 	}
 	l := &locker{name: name, old: old, o: o, found: map[lockfile.Key]*locking{}}
 	j.lock = l
