@@ -35,8 +35,8 @@
 // temporary name in their directory and renamed; they are not synced, because
 // their reader checks them: one that does not fit its checksum, or not its name,
 // is as good as absent, and is removed. So after a power cut a step may run
-// again, and nothing is ever taken for what it is not. A stats file is lines of
-// text under the same kind of checksum. The form of entries is package layer's.
+// again, and nothing is ever taken for what it is not. A stats file is binary,
+// under the same kind of checksum. The form of entries is package layer's.
 //
 // # What makes a write committed
 //

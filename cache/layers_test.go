@@ -15,7 +15,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/861fb494/build/cache/layer"
 	"github.com/861fb494/build/internal/oci"
@@ -460,7 +459,7 @@ func TestCheckFindsStrays(t *testing.T) {
 	}
 	put(t, s, Record{Key: key("a"), Place: "p", Layers: []oci.Layer{l}})
 	st := s.Stats("/x")
-	st.Put("/x/f", Stamp{Mtime: time.Unix(1, 0), Ctime: time.Unix(1, 0)}, key("1"))
+	st.Put("/x/f", Stamp{Mtime: 1, Ctime: 1}, sumOf("1"))
 	if err := st.Save(); err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,8 @@ package cache
 import (
 	"bufio"
 	"bytes"
+	"cmp"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -17,7 +19,7 @@ import (
 // Listed is one of the files that a digest was made of.
 type Listed struct {
 	Path    string
-	Sum     string    // of all that counts of the file, some hexadecimal digits
+	Sum     [8]byte   // of all that counts of the file
 	ModTime time.Time // does not count; for people
 }
 
@@ -27,19 +29,24 @@ func (s *Store) listingPath(of oci.Digest) string {
 	return filepath.Join(s.dir, "listings", of.Encoded())
 }
 
+// HasListing reports whether PutListing has kept what the digest of was made of.
+func (s *Store) HasListing(of oci.Digest) bool {
+	_, err := os.Lstat(s.listingPath(of))
+	return err == nil
+}
+
 // PutListing keeps what the digest of was made of, so that a later build can say
 // which file is another. It costs nothing where that is kept already.
 func (s *Store) PutListing(of oci.Digest, files []Listed) error {
-	path := s.listingPath(of)
-	if _, err := os.Lstat(path); err == nil {
+	if s.HasListing(of) {
 		return nil
 	}
 	var b bytes.Buffer
 	b.WriteString(listingFormat)
 	for _, f := range files {
-		fmt.Fprintf(&b, "\n%s %s %s", f.Sum, base36(f.ModTime.Unix()), strconv.Quote(f.Path))
+		fmt.Fprintf(&b, "\n%x %s %s", f.Sum, base36(f.ModTime.Unix()), strconv.Quote(f.Path))
 	}
-	return s.putFile(path, sealRecord(b.Bytes()))
+	return s.putFile(s.listingPath(of), sealRecord(b.Bytes()))
 }
 
 // Listing is what PutListing kept. None, or one that is damaged, is an error; a
@@ -75,10 +82,14 @@ func (s *Store) readListing(of oci.Digest) ([]Listed, error) {
 		}
 		at, aerr := strconv.ParseInt(f[1], 36, 64)
 		path, perr := strconv.Unquote(f[2])
-		if err := errors.Join(aerr, perr); err != nil {
-			return nil, &DamagedError{What: s.listingPath(of), Err: err}
+		l := Listed{Path: path, ModTime: time.Unix(at, 0)}
+		n, serr := hex.Decode(l.Sum[:], []byte(f[0][:min(len(f[0]), 2*len(l.Sum))]))
+		if err := errors.Join(aerr, perr, serr); err != nil || n != len(l.Sum) {
+			return nil, &DamagedError{What: s.listingPath(of), Err: cmp.Or(err, errors.New("a sum is cut"))}
 		}
-		out = append(out, Listed{Path: path, Sum: f[0], ModTime: time.Unix(at, 0)})
+		out = append(out, l)
 	}
 	return out, nil
 }
+
+func base36(n int64) string { return strconv.FormatInt(n, 36) }

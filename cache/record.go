@@ -61,8 +61,12 @@ func (e *DamagedError) Unwrap() error { return e.Err }
 // sealRecord adds the checksum line that openRecord checks: the text, a
 // newline, "blake3:" and the hash of the text, a newline.
 func sealRecord(text []byte) []byte {
+	return appendSum(text, text)
+}
+
+func appendSum(b, text []byte) []byte {
 	sum := blake3.Sum256(text)
-	return append(append(append(text, "\nblake3:"...), hex.EncodeToString(sum[:])...), '\n')
+	return append(hex.AppendEncode(append(b, "\nblake3:"...), sum[:]), '\n')
 }
 
 func openRecord(b []byte) ([]byte, error) {
@@ -70,8 +74,8 @@ func openRecord(b []byte) ([]byte, error) {
 	if len(b) < tail {
 		return nil, errors.New("too short")
 	}
-	text := b[:len(b)-tail]
-	if !bytes.Equal(sealRecord(bytes.Clone(text)), b) {
+	text := b[: len(b)-tail : len(b)-tail]
+	if !bytes.Equal(appendSum(nil, text), b[len(text):]) {
 		return nil, errors.New("checksum differs")
 	}
 	return text, nil

@@ -1,111 +1,215 @@
 package cache
 
 import (
-	"bufio"
 	"bytes"
-	"fmt"
+	"encoding/binary"
+	"errors"
+	"math"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
-	"time"
-
-	"github.com/861fb494/build/internal/oci"
 )
 
 // Stamp is what the file system says of a file: see Stats.
 type Stamp struct {
 	Size         int64
-	Mtime, Ctime time.Time
+	Mtime, Ctime int64 // nanoseconds since 1970, modulo 1<<64
 	Ino, Dev     uint64
 }
+
+// Sum is a blake3 digest of 32 bytes.
+type Sum = [32]byte
 
 // Stats remembers the content digests of files of one directory by their
 // stamps, so that an unchanged directory need not be read again. It proves no
 // more than its fields do: any difference, however small, is a file to be read.
+// It is safe for concurrent use.
 type Stats struct {
 	store *Store
 	path  string
 
 	mu      sync.Mutex
-	old     map[string]stat
-	fresh   map[string]stat
+	old     map[string]*statBlock      // by directory
+	fresh   map[string]map[string]stat // by directory and name
 	changed bool
 }
 
 type stat struct {
-	stamp  Stamp
-	digest oci.Digest
+	stamp Stamp
+	sum   Sum
 }
 
-const statsFormat = "build stats 1"
+// statBlock is what is remembered of one directory, as it lies in the file: its
+// files sorted by name. Whoever asks for them in that order reads it once.
+type statBlock struct {
+	data  []byte
+	count int
+
+	cursor statCursor
+	found  []uint64 // a bit for each file that was asked for
+}
+
+// statCursor is where the reading of a block is: before the file number index.
+type statCursor struct {
+	rest  []byte
+	index int
+}
+
+const statsFormat = "build stats 2\n"
 
 // Stats opens what is remembered of the files below the host path root. A file
 // that is damaged or of another format is as good as none.
 func (s *Store) Stats(root string) *Stats {
-	t := &Stats{store: s, path: filepath.Join(s.dir, "stats", shortHash(root)), fresh: map[string]stat{}}
-	if b, err := os.ReadFile(t.path); err == nil {
-		t.old = parseStats(b)
-	}
+	t := &Stats{store: s, path: filepath.Join(s.dir, "stats", shortHash(root)), fresh: map[string]map[string]stat{}}
+	t.old, _ = readStats(t.path)
 	return t
 }
 
-func parseStats(b []byte) map[string]stat {
+func readStats(path string) (map[string]*statBlock, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
 	text, err := openRecord(b)
 	if err != nil {
+		return nil, err
+	}
+	out := parseStats(text)
+	if out == nil {
+		return nil, errors.New("it is of another version")
+	}
+	return out, nil
+}
+
+// parseStats finds the directories in the text of a stats file; nil where it is
+// none.
+func parseStats(text []byte) map[string]*statBlock {
+	rest, ok := bytes.CutPrefix(text, []byte(statsFormat))
+	if !ok {
 		return nil
 	}
-	sc := bufio.NewScanner(bytes.NewReader(text))
-	sc.Buffer(nil, 1<<20)
-	if !sc.Scan() || sc.Text() != statsFormat {
-		return nil
-	}
-	out := make(map[string]stat, bytes.Count(text, []byte("\n")))
-	for sc.Scan() {
-		f := strings.SplitN(sc.Text(), " ", 7)
-		if len(f) != 7 {
+	out := map[string]*statBlock{}
+	for len(rest) > 0 {
+		var dir, data []byte
+		var count uint64
+		if dir, rest, ok = cutText(rest); !ok {
 			return nil
 		}
-		var n [5]int64
-		for i := range n {
-			if n[i], err = strconv.ParseInt(f[i], 36, 64); err != nil {
-				return nil
-			}
-		}
-		path, err := strconv.Unquote(f[6])
-		if err != nil {
+		if count, rest, ok = cutNumber(rest); !ok {
 			return nil
 		}
-		out[path] = stat{
-			stamp:  Stamp{Size: n[0], Mtime: time.Unix(0, n[1]), Ctime: time.Unix(0, n[2]), Ino: uint64(n[3]), Dev: uint64(n[4])},
-			digest: oci.Digest("blake3:" + f[5]),
+		if data, rest, ok = cutText(rest); !ok || count > uint64(len(data)) {
+			return nil
 		}
+		b := &statBlock{data: data, count: int(count), found: make([]uint64, (count+63)/64)}
+		b.cursor.rest = data
+		out[string(dir)] = b
 	}
 	return out
 }
 
-// Get is the digest of the file at path, if it was put with the same stamp.
-func (t *Stats) Get(path string, s Stamp) (oci.Digest, bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	e, ok := t.old[path]
-	if !ok || !e.stamp.equal(s) {
-		return "", false
+func cutNumber(b []byte) (uint64, []byte, bool) {
+	n, size := binary.Uvarint(b)
+	if size <= 0 {
+		return 0, nil, false
 	}
-	t.fresh[path] = e
-	return e.digest, true
+	return n, b[size:], true
 }
 
-func (s Stamp) equal(o Stamp) bool {
-	return s.Size == o.Size && s.Ino == o.Ino && s.Dev == o.Dev && s.Mtime.Equal(o.Mtime) && s.Ctime.Equal(o.Ctime)
+// cutText cuts a text with its length before it.
+func cutText(b []byte) (text, rest []byte, ok bool) {
+	n, b, ok := cutNumber(b)
+	if !ok || n > uint64(len(b)) {
+		return nil, nil, false
+	}
+	return b[:n], b[n:], true
+}
+
+// next is the file at c, and c behind it; false at the end, and where the block
+// is damaged, which its checksum makes improbable.
+func (c statCursor) next() (name []byte, s stat, after statCursor, ok bool) {
+	name, rest, ok := cutText(c.rest)
+	if !ok {
+		return nil, s, c, false
+	}
+	var n [3]uint64
+	for i := range n {
+		if n[i], rest, ok = cutNumber(rest); !ok {
+			return nil, s, c, false
+		}
+	}
+	if len(rest) < 16+len(s.sum) || n[0] > math.MaxInt64 {
+		return nil, s, c, false
+	}
+	s.stamp = Stamp{
+		Size: int64(n[0]), Ino: n[1], Dev: n[2],
+		Mtime: int64(binary.LittleEndian.Uint64(rest)), Ctime: int64(binary.LittleEndian.Uint64(rest[8:])),
+	}
+	copy(s.sum[:], rest[16:])
+	return name, s, statCursor{rest: rest[16+len(s.sum):], index: c.index + 1}, true
+}
+
+func appendStat(b []byte, name string, s stat) []byte {
+	b = append(binary.AppendUvarint(b, uint64(len(name))), name...)
+	for _, n := range []uint64{uint64(s.stamp.Size), s.stamp.Ino, s.stamp.Dev} {
+		b = binary.AppendUvarint(b, n)
+	}
+	b = binary.LittleEndian.AppendUint64(b, uint64(s.stamp.Mtime))
+	b = binary.LittleEndian.AppendUint64(b, uint64(s.stamp.Ctime))
+	return append(b, s.sum[:]...)
+}
+
+// find is the file name of the block.
+func (b *statBlock) find(name string) (stat, bool) {
+	at := b.cursor
+	for again := at.index > 0; ; {
+		n, s, after, ok := at.next()
+		switch {
+		case ok && string(n) < name:
+			at = after
+			continue
+		case ok && string(n) == name:
+			b.cursor = after
+			if at.index < b.count {
+				b.found[at.index/64] |= 1 << (at.index % 64)
+			}
+			return s, true
+		}
+		if !again {
+			b.cursor = at
+			return stat{}, false
+		}
+		again, at = false, statCursor{rest: b.data} // asked out of order
+	}
+}
+
+// Get is the digest of the file at path, if it was put with the same stamp.
+func (t *Stats) Get(path string, s Stamp) (Sum, bool) {
+	dir, name := filepath.Split(path)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	b := t.old[dir]
+	if b == nil {
+		return Sum{}, false
+	}
+	e, ok := b.find(name)
+	if !ok || e.stamp != s {
+		return Sum{}, false
+	}
+	return e.sum, true
 }
 
 // Put remembers the digest of the file at path.
-func (t *Stats) Put(path string, s Stamp, d oci.Digest) {
+func (t *Stats) Put(path string, s Stamp, sum Sum) {
+	dir, name := filepath.Split(path)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.fresh[path] = stat{stamp: s, digest: d}
+	if t.fresh[dir] == nil {
+		t.fresh[dir] = map[string]stat{}
+	}
+	t.fresh[dir][name] = stat{stamp: s, sum: sum}
 	t.changed = true
 }
 
@@ -117,24 +221,66 @@ func (t *Stats) Save() error {
 	if !t.changed {
 		return nil
 	}
-	var b bytes.Buffer
-	b.WriteString(statsFormat)
-	line := func(path string, e stat) {
-		fmt.Fprintf(&b, "\n%s %s %s %s %s %s %s", base36(e.stamp.Size), base36(e.stamp.Mtime.UnixNano()), base36(e.stamp.Ctime.UnixNano()),
-			base36(int64(e.stamp.Ino)), base36(int64(e.stamp.Dev)), e.digest.Encoded(), strconv.Quote(path))
-	}
-	for p, e := range t.fresh {
-		line(p, e)
-	}
-	for p, e := range t.old {
-		if _, ok := t.fresh[p]; ok {
-			continue
+	b := []byte(statsFormat)
+	var block []byte
+	save := func(dir string) {
+		count := 0
+		if block, count = t.block(dir, block[:0]); count == 0 {
+			return
 		}
-		if _, err := os.Lstat(p); err == nil {
-			line(p, e)
+		b = append(binary.AppendUvarint(b, uint64(len(dir))), dir...)
+		b = binary.AppendUvarint(b, uint64(count))
+		b = append(binary.AppendUvarint(b, uint64(len(block))), block...)
+	}
+	for dir := range t.fresh {
+		save(dir)
+	}
+	for dir := range t.old {
+		if t.fresh[dir] == nil {
+			save(dir)
 		}
 	}
-	return t.store.putFile(t.path, sealRecord(b.Bytes()))
+	return t.store.putFile(t.path, sealRecord(b))
 }
 
-func base36(n int64) string { return strconv.FormatInt(n, 36) }
+// block appends the block of dir to b, and says how many files it has.
+func (t *Stats) block(dir string, b []byte) ([]byte, int) {
+	old, fresh := t.old[dir], t.fresh[dir]
+	if len(fresh) == 0 && !slices.ContainsFunc(old.found, func(n uint64) bool { return n != 0 }) {
+		if _, err := os.Lstat(strings.TrimSuffix(dir, "/")); err != nil {
+			return b, 0 // nobody asked for any, and the directory is gone
+		}
+	}
+	names := make([]string, 0, len(fresh))
+	for n := range fresh {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	count := 0
+	put := func(name string, s stat) { b, count = appendStat(b, name, s), count+1 }
+	var at statCursor
+	if old != nil {
+		at.rest = old.data
+	}
+	for {
+		name, s, after, ok := at.next()
+		for len(names) > 0 && (!ok || names[0] <= string(name)) {
+			put(names[0], fresh[names[0]])
+			names = names[1:]
+		}
+		if !ok {
+			return b, count
+		}
+		if _, again := fresh[string(name)]; !again {
+			asked := at.index < old.count && old.found[at.index/64]&(1<<(at.index%64)) != 0
+			if !asked {
+				_, err := os.Lstat(dir + string(name))
+				asked = err == nil
+			}
+			if asked {
+				put(string(name), s)
+			}
+		}
+		at = after
+	}
+}

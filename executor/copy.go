@@ -32,7 +32,14 @@ func (e *edit) origin(ctx context.Context, i int) (origin, error) {
 	r := e.in[i]
 	if r.Local != nil {
 		c, err := e.w.Local.Open(ctx, *r.Local)
-		return c.Context, err
+		if err != nil {
+			return nil, err
+		}
+		// What is copied is what is there now; see edit.torn.
+		if e.read[i] == nil {
+			c.Context.Refresh()
+		}
+		return c.Context, nil
 	}
 	if v, ok := e.views[i]; ok {
 		return v, nil
@@ -285,13 +292,13 @@ func (c *copier) regular(it pick.Item, p string) error {
 func (c *copier) bytes(in, out *os.File, src tree.Entry) (oci.Digest, error) {
 	switch from := c.from.(type) {
 	case *source.Context:
-		if d, ok := from.Pinned(src.Path); ok {
+		if d, ok := from.Pinned(src.Path, in); ok {
 			n, err := out.ReadFrom(in)
 			if err != nil {
 				return "", err
 			}
 			// Unchanged before and after: what was copied is what was pinned.
-			if _, still := from.Pinned(src.Path); still && n == src.Size {
+			if _, still := from.Pinned(src.Path, in); still && n == src.Size {
 				return d, nil
 			}
 			return "", nil // Commit reads what was written

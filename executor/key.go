@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"sync"
 
 	"github.com/zeebo/blake3"
 
@@ -109,7 +110,11 @@ func partsDigest(parts []solver.Part) oci.Digest {
 func (w *Worker) selected(ctx context.Context, n *llb.Node, r Result, s pick.Selection) (oci.Digest, error) {
 	if r.Local != nil {
 		// Pinned with the selection of the very step that asks.
-		w.list(r.Local.Digest, w.Local.Listing(r.Local.Digest))
+		if !w.Store.HasListing(r.Local.Digest) {
+			if list, err := w.Local.Listing(ctx, r.Local.Digest); err == nil {
+				w.list(r.Local.Digest, list)
+			}
+		}
 		return r.Local.Digest, nil
 	}
 	if len(s.Sources) == 1 && s.Sources[0] == "/" && len(s.Excludes) == 0 && !s.Parents {
@@ -121,7 +126,7 @@ func (w *Worker) selected(ctx context.Context, n *llb.Node, r Result, s pick.Sel
 	}
 	defer t.Close()
 	var list []cache.Listed
-	s.List = func(e tree.Entry, sum string) {
+	s.List = func(e *tree.Entry, sum pick.Sum) {
 		list = append(list, cache.Listed{Path: e.Path, Sum: sum, ModTime: e.ModTime})
 	}
 	d, err := pick.Digest(ctx, t, s, t.digest)
@@ -148,7 +153,10 @@ type chainView struct {
 	*tree.Tree
 	store  *cache.Store
 	layers []oci.Layer
-	loaded map[string]oci.Digest
+
+	load    sync.Once
+	digests map[string]oci.Digest
+	err     error
 }
 
 // view opens r, which is no context, with all its layers fetched.
@@ -178,23 +186,28 @@ func (v *chainView) digest(_ context.Context, e tree.Entry) (oci.Digest, error) 
 	return copyHashed(io.Discard, f)
 }
 
+// recorded is the digest that the layer which has the file p recorded; "" where
+// it did not.
 func (v *chainView) recorded(p string) (oci.Digest, error) {
-	if v.loaded == nil {
-		v.loaded = map[string]oci.Digest{}
-		for _, l := range v.layers { // upper layers overwrite lower ones
-			for c, err := range v.store.Entries(l.ID) {
-				if err != nil {
-					return "", fmt.Errorf("read the entries of layer %s: %w", l.ID, err)
-				}
-				switch {
-				case c.Removed:
-				case c.Digest == "" && c.HardLink != "": // which comes before it
-					v.loaded[c.Path] = v.loaded[c.HardLink]
-				default:
-					v.loaded[c.Path] = c.Digest
-				}
+	v.load.Do(func() { v.err = v.read() })
+	return v.digests[p], v.err
+}
+
+func (v *chainView) read() error {
+	v.digests = map[string]oci.Digest{}
+	for _, l := range v.layers { // upper layers overwrite lower ones
+		for c, err := range v.store.Entries(l.ID) {
+			if err != nil {
+				return fmt.Errorf("read the entries of layer %s: %w", l.ID, err)
+			}
+			switch {
+			case c.Removed:
+			case c.Digest == "" && c.HardLink != "": // which comes before it
+				v.digests[c.Path] = v.digests[c.HardLink]
+			default:
+				v.digests[c.Path] = c.Digest
 			}
 		}
 	}
-	return v.loaded[p], nil
+	return nil
 }

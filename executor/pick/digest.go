@@ -3,13 +3,12 @@ package pick
 import (
 	"context"
 	"encoding/binary"
-	"encoding/hex"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 
 	"github.com/zeebo/blake3"
-	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/internal/oci"
@@ -23,10 +22,16 @@ type Selection struct {
 	Excludes  []string
 	Owners    bool // owners count; not so for a context, whose files become root's
 	Xattrs    bool // all extended attributes count, as for a mount; not so for a copy
-	// List, if not nil, is told each entry that is hashed, with a sum of its own
-	// that differs when anything that counts of it does.
-	List func(e tree.Entry, sum string)
+	// List, if not nil, is told each entry that is hashed, in order, with a sum
+	// of its own that differs when anything that counts of it does.
+	List func(e *tree.Entry, sum Sum)
 }
+
+// Sum is what tells one file from another: some bytes of a blake3 digest.
+type Sum [8]byte
+
+// Content gives the digest of a regular file's content.
+type Content func(ctx context.Context, e tree.Entry) (oci.Digest, error)
 
 // Source is one source of a COPY, made ready.
 type Source struct {
@@ -100,89 +105,91 @@ func (s Source) Find(ctx context.Context, t Tree, wildcards bool) ([]Match, erro
 }
 
 // Digest hashes what s selects of t: names, types, modes, links, capabilities,
-// contents; not times. content gives the digest of a regular file.
-func Digest(ctx context.Context, t Tree, s Selection, content func(context.Context, tree.Entry) (oci.Digest, error)) (oci.Digest, error) {
-	h := NewHasher(s.Owners)
+// contents; not times. content gives the digest of a regular file; it is called
+// by several goroutines at once.
+func Digest(ctx context.Context, t Tree, s Selection, content Content) (oci.Digest, error) {
 	sources, err := s.Prepare()
 	if err != nil {
 		return "", err
 	}
+	d := newDigester(ctx, NewHasher(s.Owners), content, s.List)
+	err = d.walk(t, s, sources)
+	if werr := d.wait(); werr != nil {
+		err = werr // what made the walk stop
+	}
+	if err != nil {
+		return "", err
+	}
+	return d.h.Sum(), nil
+}
+
+func (d *digester) walk(t Tree, s Selection, sources []Source) error {
 	for _, src := range sources {
-		matches, err := src.Find(ctx, t, s.Wildcards)
+		matches, err := src.Find(d.ctx, t, s.Wildcards)
 		if err != nil {
-			return "", err
+			return err
 		}
-		h.Source(len(matches))
+		if err := d.add(step{kind: stepSource, matches: len(matches)}); err != nil {
+			return err
+		}
 		for _, m := range matches {
-			h.Begin(m)
-			err := Walk(ctx, t, m, src.Filter, func(it Item) error {
-				var d oci.Digest
-				if it.Entry.Type() == unix.S_IFREG && !it.Linked {
-					var err error
-					if d, err = content(ctx, it.Entry); err != nil {
-						return err
-					}
-				}
-				h.Item(it, d)
-				if s.List != nil {
-					one := hasher{h: blake3.New()}
-					one.item(it, d, s.Owners)
-					s.List(it.Entry, one.sum().Encoded()[:16])
-				}
-				return nil
-			})
-			if err != nil {
-				return "", err
+			if err := d.add(step{kind: stepBegin, match: m}); err != nil {
+				return err
 			}
-			h.End()
+			err := Walk(d.ctx, t, m, src.Filter, func(it Item) error { return d.add(step{kind: stepItem, item: it}) })
+			if err != nil {
+				return err
+			}
+			if err := d.add(step{kind: stepEnd}); err != nil {
+				return err
+			}
 		}
 	}
-	return h.Sum(), nil
+	return d.flush()
 }
 
-type hasher struct{ h *blake3.Hasher }
-
-func (h hasher) number(n uint64) {
-	var b [8]byte
-	binary.LittleEndian.PutUint64(b[:], n)
-	h.h.Write(b[:])
+// hasher adds up blake3 over what it is given. Its buffer holds what has not
+// been hashed yet.
+type hasher struct {
+	h   *blake3.Hasher
+	buf []byte
 }
 
-func (h hasher) text(s string) {
-	h.number(uint64(len(s)))
-	h.h.WriteString(s)
+func (h *hasher) flush() {
+	h.h.Write(h.buf)
+	h.buf = h.buf[:0]
 }
 
-func (h hasher) item(it Item, content oci.Digest, owners bool) {
-	e := it.Entry
-	h.text("item")
-	h.text(it.Rel)
-	h.number(uint64(e.Mode))
+func appendText[T ~string](b []byte, s T) []byte {
+	return append(binary.LittleEndian.AppendUint64(b, uint64(len(s))), s...)
+}
+
+// appendItem appends all that counts of an item.
+func appendItem(b []byte, it *Item, content oci.Digest, owners bool) []byte {
+	e := &it.Entry
+	b = appendText(b, "item")
+	b = appendText(b, it.Rel)
+	b = binary.LittleEndian.AppendUint64(b, uint64(e.Mode))
 	if owners {
-		h.number(uint64(e.UID))
-		h.number(uint64(e.GID))
+		b = binary.LittleEndian.AppendUint64(b, uint64(e.UID))
+		b = binary.LittleEndian.AppendUint64(b, uint64(e.GID))
 	}
-	h.number(uint64(e.Major)<<32 | uint64(e.Minor))
-	h.text(e.Link)
-	h.text(string(content))
+	b = binary.LittleEndian.AppendUint64(b, uint64(e.Major)<<32|uint64(e.Minor))
+	b = appendText(b, e.Link)
+	b = appendText(b, content)
 	if it.Linked {
-		h.text("link")
-		h.text(it.HardLink)
+		b = appendText(b, "link")
+		b = appendText(b, it.HardLink)
 	}
 	if it.Leading {
-		h.text("leading")
+		b = appendText(b, "leading")
 	}
-	keys := make([]string, 0, len(e.Xattrs))
-	for k := range e.Xattrs {
-		keys = append(keys, k)
+	if len(e.Xattrs) == 0 {
+		return b
 	}
-	slices.Sort(keys)
-	for _, k := range keys {
-		h.text(k)
-		h.text(e.Xattrs[k])
+	for _, k := range slices.Sorted(maps.Keys(e.Xattrs)) {
+		b = appendText(b, k)
+		b = appendText(b, e.Xattrs[k])
 	}
-}
-
-func (h hasher) sum() oci.Digest {
-	return oci.Digest("blake3:" + hex.EncodeToString(h.h.Sum(nil)))
+	return b
 }

@@ -1,6 +1,8 @@
 package pick
 
 import (
+	"encoding/binary"
+	"encoding/hex"
 	"path"
 
 	"github.com/zeebo/blake3"
@@ -22,21 +24,40 @@ func NewHasher(owners bool) *Hasher {
 }
 
 // Source begins a source with so many matches.
-func (h *Hasher) Source(matches int) { h.number(uint64(matches)) }
+func (h *Hasher) Source(matches int) {
+	h.buf = binary.LittleEndian.AppendUint64(h.buf, uint64(matches))
+}
 
 // Begin begins a match.
 func (h *Hasher) Begin(m Match) {
 	if !m.Dir {
-		h.text(path.Base(m.Name))
+		h.buf = appendText(h.buf, path.Base(m.Name))
 	}
 }
 
 // Item adds what is taken; content is the digest of a regular file's bytes, ""
 // where it is a link to an item before it.
-func (h *Hasher) Item(it Item, content oci.Digest) { h.item(it, content, h.owners) }
+func (h *Hasher) Item(it Item, content oci.Digest) { h.item(&it, content) }
+
+// flushAt is how many bytes are hashed at once: as many as the assembly of
+// blake3 takes in parallel.
+const flushAt = 8 << 10
+
+// item is Item, and what was added.
+func (h *Hasher) item(it *Item, content oci.Digest) []byte {
+	if len(h.buf) > flushAt {
+		h.flush()
+	}
+	at := len(h.buf)
+	h.buf = appendItem(h.buf, it, content, h.owners)
+	return h.buf[at:]
+}
 
 // End ends a match.
-func (h *Hasher) End() { h.text("end") }
+func (h *Hasher) End() { h.buf = appendText(h.buf, "end") }
 
 // Sum is the digest of what was added.
-func (h *Hasher) Sum() oci.Digest { return h.sum() }
+func (h *Hasher) Sum() oci.Digest {
+	h.flush()
+	return oci.Digest("blake3:" + hex.EncodeToString(h.h.Sum(nil)))
+}

@@ -26,6 +26,21 @@ type Tree interface {
 	Resolve(path string, last bool) (string, error)
 }
 
+// Lister is a Tree that lists a directory with all that is in it at once.
+type Lister interface {
+	List(dir string) (Listing, error)
+	// Ahead says which directories will be listed next, in that order.
+	Ahead(dirs []string)
+}
+
+// Listing is what is in a directory, sorted by name.
+type Listing interface {
+	Len() int
+	Name(i int) string
+	IsDir(i int) bool
+	Entry(i int) tree.Entry
+}
+
 // Match is something that a source names.
 type Match struct {
 	Name string // path as named: a file is copied under its base
@@ -192,7 +207,9 @@ type Item struct {
 
 type walker struct {
 	t       Tree
+	lister  Lister // t, if it is one
 	f       Filter
+	root    string // of the match, with a slash at its end
 	visit   func(Item) error
 	inodes  map[uint64]string
 	pending []Item // directories above that are taken if something in them is
@@ -203,40 +220,51 @@ type matchInfo struct{ in, ex patternmatcher.MatchInfo }
 // Walk calls visit for what is taken of a match, directories before what is in
 // them, names sorted.
 func Walk(ctx context.Context, t Tree, m Match, f Filter, visit func(Item) error) error {
-	w := walker{t: t, f: f, visit: visit, inodes: map[uint64]string{}}
-	return w.walk(ctx, m.Real, "", matchInfo{})
-}
-
-func (w *walker) walk(ctx context.Context, p, rel string, up matchInfo) error {
+	w := walker{t: t, f: f, visit: visit, inodes: map[uint64]string{}, root: strings.TrimSuffix(m.Real, "/") + "/"}
+	w.lister, _ = t.(Lister)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	take, excluded := true, false
-	var info matchInfo
-	if rel != "" {
-		var err error
-		if w.f.include != nil {
-			if take, info.in, err = w.f.include.MatchesUsingParentResults(rel, up.in); err != nil {
-				return err
-			}
-		}
-		if w.f.exclude != nil {
-			if excluded, info.ex, err = w.f.exclude.MatchesUsingParentResults(rel, up.ex); err != nil {
-				return err
-			}
-		}
-		take = take && !excluded
-		if !take && w.f.include == nil && !w.f.exclude.Exclusions() {
-			return nil
-		}
-	}
-	e, err := w.t.Lstat(p)
-	if rel != "" && isMissing(err) {
-		return nil // removed since its directory was read: a context is in use
-	}
+	e, err := t.Lstat(m.Real)
 	if err != nil {
 		return err
 	}
+	return w.entry(ctx, e, "", decision{take: true})
+}
+
+// decision is what the filter says of a path.
+type decision struct {
+	take, excluded bool
+	info           matchInfo
+}
+
+// skips reports whether nothing of what d is about, or is in it, is taken.
+func (w *walker) skips(d decision) bool {
+	return !d.take && w.f.include == nil && !w.f.exclude.Exclusions()
+}
+
+// descends reports whether something in a directory can be taken.
+func (w *walker) descends(d decision) bool {
+	return !d.excluded || w.f.exclude.Exclusions()
+}
+
+func (w *walker) decide(rel string, up matchInfo) (d decision, err error) {
+	d.take = true
+	if w.f.include != nil {
+		if d.take, d.info.in, err = w.f.include.MatchesUsingParentResults(rel, up.in); err != nil {
+			return d, err
+		}
+	}
+	if w.f.exclude != nil {
+		if d.excluded, d.info.ex, err = w.f.exclude.MatchesUsingParentResults(rel, up.ex); err != nil {
+			return d, err
+		}
+	}
+	d.take = d.take && !d.excluded
+	return d, nil
+}
+
+func (w *walker) entry(ctx context.Context, e tree.Entry, rel string, d decision) error {
 	for k := range e.Xattrs {
 		// Of extended attributes only file capabilities are part of what is
 		// copied, as in BuildKit's context transfer and its layers.
@@ -245,13 +273,13 @@ func (w *walker) walk(ctx context.Context, p, rel string, up matchInfo) error {
 		}
 	}
 	if !e.IsDir() {
-		if !take {
+		if !d.take {
 			return nil
 		}
 		return w.emit(w.linked(Item{Rel: rel, Entry: e}))
 	}
 	held := len(w.pending)
-	if take {
+	if d.take {
 		if err := w.emit(Item{Rel: rel, Entry: e}); err != nil {
 			return err
 		}
@@ -259,19 +287,89 @@ func (w *walker) walk(ctx context.Context, p, rel string, up matchInfo) error {
 	} else {
 		w.pending = append(w.pending, Item{Rel: rel, Entry: e, Leading: true})
 	}
-	if !excluded || w.f.exclude.Exclusions() {
-		names, err := w.t.ReadDir(p)
-		if err != nil {
+	if w.descends(d) {
+		if err := w.dir(ctx, e.Path, d.info); err != nil {
 			return err
-		}
-		for _, n := range names {
-			if err := w.walk(ctx, path.Join(p, n), path.Join(rel, n), info); err != nil {
-				return err
-			}
 		}
 	}
 	if len(w.pending) > held {
 		w.pending = w.pending[:held]
+	}
+	return nil
+}
+
+// dir walks what is in the directory p.
+func (w *walker) dir(ctx context.Context, p string, up matchInfo) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	prefix := strings.TrimSuffix(p, "/") + "/"
+	if w.lister != nil {
+		l, err := w.lister.List(p)
+		if err != nil {
+			return err
+		}
+		return w.listed(ctx, l, prefix, up)
+	}
+	names, err := w.t.ReadDir(p)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		child := prefix + n
+		d, err := w.decide(child[len(w.root):], up)
+		if err != nil {
+			return err
+		}
+		if w.skips(d) {
+			continue
+		}
+		e, err := w.t.Lstat(child)
+		if isMissing(err) {
+			continue // removed since its directory was read: a context is in use
+		}
+		if err == nil {
+			err = w.entry(ctx, e, child[len(w.root):], d)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// listed walks what is in the directory that prefix is, with a slash.
+func (w *walker) listed(ctx context.Context, l Listing, prefix string, up matchInfo) error {
+	var ahead []string
+	for i := range l.Len() {
+		if !l.IsDir(i) {
+			continue
+		}
+		child := prefix + l.Name(i)
+		d, err := w.decide(child[len(w.root):], up)
+		if err != nil {
+			return err
+		}
+		if !w.skips(d) && w.descends(d) {
+			ahead = append(ahead, child)
+		}
+	}
+	if len(ahead) > 1 {
+		w.lister.Ahead(ahead)
+	}
+	for i := range l.Len() {
+		e := l.Entry(i)
+		rel := e.Path[len(w.root):]
+		d, err := w.decide(rel, up)
+		if err != nil {
+			return err
+		}
+		if w.skips(d) {
+			continue
+		}
+		if err := w.entry(ctx, e, rel, d); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -349,7 +349,7 @@ func TestHasher(t *testing.T) {
 	s := Selection{Sources: []string{"/d", "/x", "/*.none"}, Wildcards: true, Excludes: []string{"s"}}
 	var listed []string
 	withList := s
-	withList.List = func(e tree.Entry, _ string) { listed = append(listed, e.Path) }
+	withList.List = func(e *tree.Entry, _ Sum) { listed = append(listed, e.Path) }
 	want := digestOf(t, tr, withList)
 	if want != digestOf(t, tr, s) {
 		t.Error("a List makes another digest")
