@@ -11,6 +11,9 @@ import (
 // chain is the IDs of layers, lowest first. overlay.Driver and plain.Driver
 // implement it, and drivertest holds both to the same contract.
 //
+// A Driver that never writes to the files of a committed layer, so that another
+// layer may have hard links to them, also has HardLinks() bool, and says true.
+//
 // IDs are names of files: letters, digits, "-" and "_".
 type Driver interface {
 	// Prepare begins layer id upon chain. Nothing is mounted: Snapshot says

@@ -110,6 +110,19 @@ func (s *Store) remember(l oci.Layer) {
 	s.mu.Unlock()
 }
 
+// Shareable is the directory of committed layer id, if a new layer may have hard
+// links to the files in it.
+func (s *Store) Shareable(id string) (dir string, ok bool) {
+	d, ok := s.driver.(interface{ HardLinks() bool })
+	if !ok || !d.HardLinks() {
+		return "", false
+	}
+	if _, err := s.Layer(id); err != nil {
+		return "", false
+	}
+	return s.driver.Dir(id), true
+}
+
 // Draft is a layer that is being made.
 type Draft struct {
 	Snapshot
@@ -186,6 +199,7 @@ func (d *Draft) Commit(ctx context.Context, known map[string]oci.Digest) (oci.La
 		}
 		changes = append(changes, c)
 	}
+	countNames(changes)
 	if err := s.driver.Commit(ctx, d.ID); err != nil {
 		return oci.Layer{}, fmt.Errorf("commit layer: %w", err)
 	}
@@ -194,6 +208,25 @@ func (d *Draft) Commit(ctx context.Context, known map[string]oci.Digest) (oci.La
 	}
 	l := oci.Layer{ID: d.ID, Content: layer.Digest(changes), Created: s.now().UTC().Truncate(time.Microsecond)}
 	return d.finish(l, changes)
+}
+
+// countNames sets the number of names of each file to those in changes: a file may
+// have more, in other layers.
+func countNames(changes []tree.Change) {
+	names := map[string]uint64{} // of the files that have several
+	for i := range changes {
+		if to := changes[i].HardLink; to != "" {
+			names[to]++
+		}
+	}
+	for i := range changes {
+		switch c := &changes[i]; {
+		case c.HardLink != "":
+			c.Nlink = 1 + names[c.HardLink]
+		case !c.IsDir():
+			c.Nlink = 1 + names[c.Path]
+		}
+	}
 }
 
 // hashers is how many files are hashed at once: more threads than disks answer.

@@ -2,22 +2,17 @@ package executor
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
-	"sync"
 
-	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/executor/pick"
-	"github.com/861fb494/build/executor/source"
-	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/internal/ordered"
 	"github.com/861fb494/build/llb"
 )
 
@@ -77,19 +72,23 @@ func (e *edit) copy(ctx context.Context, a llb.Copy) error {
 	if err != nil {
 		return err
 	}
+	c.begin(ctx)
+	defer c.end()
 	for _, s := range sources {
 		matches, err := s.Find(ctx, from, a.Wildcards)
 		if err != nil {
 			return err
 		}
-		c.read.Source(len(matches))
+		if err := c.lane.Add(act{kind: actSource, matches: len(matches)}); err != nil {
+			return err
+		}
 		for _, m := range matches {
 			if err := c.take(ctx, m, s.Filter, a.Unpack); err != nil {
 				return err
 			}
 		}
 	}
-	return nil
+	return c.lane.Drain()
 }
 
 // reading is where what is read of input i is added up: the sources that a step
@@ -107,18 +106,26 @@ func (e *edit) reading(i int) *pick.Hasher {
 
 // take copies one thing that a source names, or extracts it.
 func (c *copier) take(ctx context.Context, m pick.Match, f pick.Filter, unpack bool) error {
-	c.read.Begin(m)
-	defer c.read.End()
+	if err := c.lane.Add(act{kind: actBegin, match: m}); err != nil {
+		return err
+	}
+	done := false
 	if unpack && !m.Dir {
-		done, err := c.unpack(ctx, m, f)
-		if err != nil {
+		var err error
+		if done, err = c.unpack(ctx, m, f); err != nil {
 			return fmt.Errorf("extract %s: %w", m.Name, err)
 		}
-		if done {
-			return nil
+	}
+	if !done {
+		if err := c.match(ctx, m, f); err != nil {
+			return err
 		}
 	}
-	return c.match(ctx, m, f)
+	if err := c.lane.Add(act{kind: actEnd}); err != nil {
+		return err
+	}
+	// The next match may replace files of this one.
+	return c.lane.Drain()
 }
 
 // copier is one Copy action being applied.
@@ -131,6 +138,9 @@ type copier struct {
 	who  *owner // nil: each its source's
 	// chowned: who was asked for, not a default; archives keep their owners else.
 	chowned bool
+
+	lane *ordered.Pipeline[act]
+	dir  *tree.Dir // where the last file went
 }
 
 // parents makes the directories above a destination.
@@ -180,34 +190,50 @@ func (c *copier) match(ctx context.Context, m pick.Match, f pick.Filter) error {
 	})
 }
 
-// item copies one entry to where it belongs below at.
+// item copies one entry to where it belongs below at: a file in its turn, all
+// else at once.
 func (c *copier) item(it pick.Item, at string) error {
-	p := path.Join(at, it.Rel)
-	src := it.Entry
-	if src.Type() != unix.S_IFREG || it.Linked {
-		c.read.Item(it, "")
+	p := at
+	if it.Rel != "" {
+		p = path.Join(at, it.Rel)
+	}
+	if it.Entry.Type() == unix.S_IFREG && !it.Linked {
+		return c.file(it, p)
 	}
 	target, err := c.to.Quick(p)
 	exists := err == nil
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if src.IsDir() {
-		return c.directory(it, p, target, exists)
+	if it.Entry.IsDir() {
+		err = c.directory(it, p, target, exists)
+	} else {
+		if exists && target.IsDir() {
+			return inPlaceOfDirectory(it, p)
+		}
+		err = c.special(it, p, at)
 	}
-	if exists && target.IsDir() {
-		return fmt.Errorf("cannot put %s in place of the directory %s", path.Base(src.Path), p)
+	if err != nil {
+		return err
 	}
-	delete(c.known, p) // of what stood there
+	return c.lane.Add(act{kind: actItem, item: it, path: p})
+}
+
+func inPlaceOfDirectory(it pick.Item, p string) error {
+	return fmt.Errorf("cannot put %s in place of the directory %s", path.Base(it.Entry.Path), p)
+}
+
+// special copies what is neither directory nor a file of its own.
+func (c *copier) special(it pick.Item, p, at string) error {
+	src := it.Entry
 	kind := src.Type()
+	var err error
 	switch {
 	case it.Linked:
-		if err := c.to.Link(path.Join(at, it.HardLink), p); err != nil {
+		if err := c.lane.Drain(); err != nil { // the file that it links to may not be there yet
 			return err
 		}
-		return nil
-	case kind == unix.S_IFREG:
-		err = c.regular(it, p)
+		return c.to.Link(path.Join(at, it.HardLink), p)
 	case kind == unix.S_IFLNK:
 		err = c.to.Symlink(src.Link, p)
 	case kind == unix.S_IFSOCK:
@@ -258,81 +284,4 @@ func (c *copier) directory(it pick.Item, p string, target tree.Entry, exists boo
 		return c.to.SetMeta(p, target)
 	}
 	return c.to.SetMeta(p, c.meta(src))
-}
-
-// regular copies a file's bytes and learns their digest on the way.
-func (c *copier) regular(it pick.Item, p string) error {
-	src := it.Entry
-	in, err := c.from.Open(src.Path)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := c.to.Create(p)
-	if err != nil {
-		return err
-	}
-	d, err := c.bytes(in, out, src)
-	if cerr := out.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return fmt.Errorf("copy %s: %w", src.Path, err)
-	}
-	c.read.Item(it, d)
-	if d != "" {
-		c.known[p] = d
-	}
-	return nil
-}
-
-// bytes copies in to out. Where the digest of what is read is known, the bytes
-// need not pass through this process. The digest is empty where it is not known
-// what was read.
-func (c *copier) bytes(in, out *os.File, src tree.Entry) (oci.Digest, error) {
-	switch from := c.from.(type) {
-	case *source.Context:
-		if d, ok := from.Pinned(src.Path, in); ok {
-			n, err := out.ReadFrom(in)
-			if err != nil {
-				return "", err
-			}
-			// Unchanged before and after: what was copied is what was pinned.
-			if _, still := from.Pinned(src.Path, in); still && n == src.Size {
-				return d, nil
-			}
-			return "", nil // Commit reads what was written
-		}
-	case *chainView:
-		d, err := from.recorded(src.Path)
-		if err != nil || d == "" {
-			return copyHashed(out, in)
-		}
-		_, err = out.ReadFrom(in)
-		return d, err
-	}
-	return copyHashed(out, in)
-}
-
-var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
-
-func copyHashed(w io.Writer, r io.Reader) (oci.Digest, error) {
-	h := blake3.New()
-	buf := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(buf)
-	for {
-		n, err := r.Read(*buf)
-		if n > 0 {
-			h.Write((*buf)[:n])
-			if _, err := w.Write((*buf)[:n]); err != nil {
-				return "", err
-			}
-		}
-		if err == io.EOF {
-			return oci.Digest("blake3:" + hex.EncodeToString(h.Sum(nil))), nil
-		}
-		if err != nil {
-			return "", err
-		}
-	}
 }

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +31,9 @@ func (w *Worker) file(ctx context.Context, n *llb.Node, op llb.File, in []Result
 	defer d.Discard()
 	e := &edit{w: w, n: n, to: d.Tree, in: in, base: len(in[0].Layers) > 0, known: map[string]oci.Digest{}, read: map[int]*pick.Hasher{}, now: time.Now()}
 	defer e.close()
+	if slices.ContainsFunc(op.Actions, func(a llb.Action) bool { _, ok := a.(llb.Copy); return ok }) {
+		e.previous = w.newPrevious(n, in[0].Layers)
+	}
 	for _, a := range op.Actions {
 		if err := e.apply(ctx, a); err != nil {
 			return Result{}, err
@@ -45,21 +50,24 @@ func (w *Worker) file(ctx context.Context, n *llb.Node, op llb.File, in []Result
 
 // edit is one File operation being applied.
 type edit struct {
-	w     *Worker
-	n     *llb.Node
-	to    *tree.Tree
-	in    []Result
-	base  bool                  // there is something below: names of users can be looked up
-	views map[int]*chainView    // of inputs that are chains
-	known map[string]oci.Digest // contents of the files written
-	read  map[int]*pick.Hasher  // of inputs that are contexts: what was read of them
-	now   time.Time             // of directories and files that have no time of their own
+	w        *Worker
+	n        *llb.Node
+	to       *tree.Tree
+	in       []Result
+	base     bool                  // there is something below: names of users can be looked up
+	views    map[int]*chainView    // of inputs that are chains
+	known    map[string]oci.Digest // contents of the files written
+	read     map[int]*pick.Hasher  // of inputs that are contexts: what was read of them
+	previous *previous             // may be nil
+	noClones atomic.Bool           // the file system has no reflinks
+	now      time.Time             // of directories and files that have no time of their own
 }
 
 func (e *edit) close() {
 	for _, v := range e.views {
 		v.Close()
 	}
+	e.previous.close()
 }
 
 // torn reports whether something else was read of a context than what it was

@@ -2,7 +2,6 @@ package executor
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"io"
 
@@ -11,7 +10,6 @@ import (
 
 	"github.com/861fb494/build/executor/archive"
 	"github.com/861fb494/build/executor/pick"
-	"github.com/861fb494/build/internal/oci"
 )
 
 // unpack extracts m at the destination if it is an archive, known by its
@@ -56,9 +54,7 @@ func (c *copier) unpack(ctx context.Context, m pick.Match, filter pick.Filter) (
 	if _, err := io.Copy(io.Discard, whole); err != nil {
 		return true, err
 	}
-	sum := oci.Digest("blake3:" + hex.EncodeToString(h.Sum(nil)))
 	return true, pick.Walk(ctx, c.from, m, filter, func(it pick.Item) error {
-		c.read.Item(it, sum)
-		return nil
+		return c.lane.Add(act{kind: actItem, item: it, digest: sumOf(h)})
 	})
 }

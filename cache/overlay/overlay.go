@@ -75,6 +75,10 @@ func New(dir string, o Options) (*Driver, error) {
 // Dir is the directory of committed layer id.
 func (d *Driver) Dir(id string) string { return d.shelf.Layer(id) }
 
+// HardLinks says that a new layer may have hard links to files of committed
+// ones: overlayfs copies what is below before it writes to it.
+func (d *Driver) HardLinks() bool { return true }
+
 // lowers is the directories of chain, topmost first, without those that an
 // opaque root hides. Overlayfs refuses a directory that is there twice; the
 // lower of the two adds nothing.

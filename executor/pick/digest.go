@@ -9,9 +9,11 @@ import (
 	"slices"
 
 	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/internal/oci"
+	"github.com/861fb494/build/internal/ordered"
 )
 
 // Selection is what is hashed of a tree.
@@ -112,40 +114,101 @@ func Digest(ctx context.Context, t Tree, s Selection, content Content) (oci.Dige
 	if err != nil {
 		return "", err
 	}
-	d := newDigester(ctx, NewHasher(s.Owners), content, s.List)
-	err = d.walk(t, s, sources)
-	if werr := d.wait(); werr != nil {
-		err = werr // what made the walk stop
-	}
-	if err != nil {
+	h := NewHasher(s.Owners)
+	steps := ordered.New(ctx, ordered.Options[step]{
+		Work: func(ctx context.Context, batch []step) error { return readAll(ctx, batch, content) },
+		Take: func(st *step) { st.hash(h, s.List) },
+		Cost: (*step).cost, Batch: 64, MaxCost: 1 << 20,
+	})
+	defer steps.Close()
+	if err := addAll(ctx, steps, t, s, sources); err != nil {
 		return "", err
 	}
-	return d.h.Sum(), nil
+	if err := steps.Drain(); err != nil {
+		return "", err
+	}
+	return h.Sum(), nil
 }
 
-func (d *digester) walk(t Tree, s Selection, sources []Source) error {
+// step is a call of a Hasher.
+type step struct {
+	kind    int
+	matches int
+	match   Match
+	item    Item
+	content oci.Digest
+}
+
+const (
+	stepSource = iota
+	stepBegin
+	stepItem
+	stepEnd
+)
+
+func addAll(ctx context.Context, steps *ordered.Pipeline[step], t Tree, s Selection, sources []Source) error {
 	for _, src := range sources {
-		matches, err := src.Find(d.ctx, t, s.Wildcards)
+		matches, err := src.Find(ctx, t, s.Wildcards)
 		if err != nil {
 			return err
 		}
-		if err := d.add(step{kind: stepSource, matches: len(matches)}); err != nil {
+		if err := steps.Add(step{kind: stepSource, matches: len(matches)}); err != nil {
 			return err
 		}
 		for _, m := range matches {
-			if err := d.add(step{kind: stepBegin, match: m}); err != nil {
+			if err := steps.Add(step{kind: stepBegin, match: m}); err != nil {
 				return err
 			}
-			err := Walk(d.ctx, t, m, src.Filter, func(it Item) error { return d.add(step{kind: stepItem, item: it}) })
+			err := Walk(ctx, t, m, src.Filter, func(it Item) error { return steps.Add(step{kind: stepItem, item: it}) })
 			if err != nil {
 				return err
 			}
-			if err := d.add(step{kind: stepEnd}); err != nil {
+			if err := steps.Add(step{kind: stepEnd}); err != nil {
 				return err
 			}
 		}
 	}
-	return d.flush()
+	return nil
+}
+
+// reads reports whether the content of a file counts.
+func (s *step) reads() bool {
+	return s.kind == stepItem && s.item.Entry.Type() == unix.S_IFREG && !s.item.Linked
+}
+
+func (s *step) cost() int64 {
+	if s.reads() {
+		return s.item.Entry.Size
+	}
+	return 0
+}
+
+func readAll(ctx context.Context, batch []step, content Content) (err error) {
+	for i := range batch {
+		if s := &batch[i]; s.reads() {
+			if s.content, err = content(ctx, s.item.Entry); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *step) hash(h *Hasher, list func(*tree.Entry, Sum)) {
+	switch s.kind {
+	case stepSource:
+		h.Source(s.matches)
+	case stepBegin:
+		h.Begin(s.match)
+	case stepItem:
+		text := h.item(&s.item, s.content)
+		if list != nil {
+			sum := blake3.Sum256(text)
+			list(&s.item.Entry, Sum(sum[:8]))
+		}
+	case stepEnd:
+		h.End()
+	}
 }
 
 // hasher adds up blake3 over what it is given. Its buffer holds what has not

@@ -199,15 +199,11 @@ func (c *Context) ReadDir(p string) ([]string, error) {
 
 // Open opens the regular file p to be read; what is none is a unix.EINVAL.
 func (c *Context) Open(p string) (*os.File, error) {
-	fd, st, err := c.open(p)
-	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
-		unix.Close(fd)
-		err = unix.EINVAL
-	}
+	r, err := c.Read(p)
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: p, Err: err}
+		return nil, err
 	}
-	return os.NewFile(uintptr(fd), p), nil
+	return os.NewFile(uintptr(r.FD), p), nil
 }
 
 // open opens p, through no symbolic link, and without waiting if somebody has
@@ -282,22 +278,57 @@ func settled(s Stamp, now time.Time) bool {
 	return s.Ctime < before && s.Mtime < before
 }
 
-// Pinned is the digest that the regular file p, open as f, was pinned with, if
-// its stamp still proves it. A file that is copied without being read again is
-// asked about before and after.
-func (c *Context) Pinned(p string, f *os.File) (oci.Digest, bool) {
-	known, err := c.file(p)
-	if err != nil {
+// Known is the digest of the regular file p that its stamp proves, as the stamp
+// was when the directory was last read; false for none.
+func (c *Context) Known(p string) (oci.Digest, bool) {
+	f := c.listed(p)
+	if f == nil {
 		return "", false
 	}
 	c.mu.Lock()
-	k := *known
-	c.mu.Unlock()
-	var st unix.Stat_t
-	if !k.hashed || !k.sure || unix.Fstat(int(f.Fd()), &st) != nil || stampOf(&st) != k.stamp {
+	defer c.mu.Unlock()
+	if !f.sure {
 		return "", false
 	}
-	return digestOf(k.sum), true
+	return digestOf(f.sum), true
+}
+
+// Reading is a regular file of a context that is being read.
+type Reading struct {
+	FD    int
+	Size  int64
+	Known oci.Digest // of the content, if the stamp proves it; "" else
+
+	stamp Stamp
+}
+
+// Read opens the regular file p to be read; what is none is a unix.EINVAL. The
+// descriptor is the caller's to close.
+func (c *Context) Read(p string) (Reading, error) {
+	fd, st, err := c.open(p)
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		unix.Close(fd)
+		err = unix.EINVAL
+	}
+	if err != nil {
+		return Reading{}, &fs.PathError{Op: "open", Path: p, Err: err}
+	}
+	r := Reading{FD: fd, Size: st.Size, stamp: stampOf(&st)}
+	if f, err := c.file(p); err == nil {
+		c.mu.Lock()
+		if f.sure && f.stamp == r.stamp {
+			r.Known = digestOf(f.sum)
+		}
+		c.mu.Unlock()
+	}
+	return r, nil
+}
+
+// Unchanged reports whether the file is still as it was when it was opened: with
+// Known, that what was read since is what was known.
+func (r *Reading) Unchanged() bool {
+	var st unix.Stat_t
+	return unix.Fstat(r.FD, &st) == nil && stampOf(&st) == r.stamp
 }
 
 func stampOf(st *unix.Stat_t) Stamp {
@@ -316,30 +347,25 @@ func digestOf(sum cache.Sum) oci.Digest {
 
 // hash reads the regular file p, and tells its stamp before and after that.
 func (c *Context) hash(ctx context.Context, p string) (sum cache.Sum, before, after Stamp, err error) {
-	fd, st, err := c.open(p)
-	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
-		unix.Close(fd)
-		err = unix.EINVAL
-	}
+	r, err := c.Read(p)
 	if err != nil {
-		return sum, before, after, &fs.PathError{Op: "open", Path: p, Err: err}
+		return sum, before, after, err
 	}
-	f := reader{ctx, fd}
-	defer unix.Close(fd)
+	defer unix.Close(r.FD)
 	h := hashers.Get().(*blake3.Hasher)
 	defer hashers.Put(h)
 	h.Reset()
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
-	if _, err = io.CopyBuffer(h, f, *buf); err == nil {
-		before = stampOf(&st)
-		err = unix.Fstat(fd, &st)
+	var st unix.Stat_t
+	if _, err = io.CopyBuffer(h, reader{ctx, r.FD}, *buf); err == nil {
+		err = unix.Fstat(r.FD, &st)
 	}
 	if err != nil {
 		return sum, before, after, &fs.PathError{Op: "read", Path: p, Err: err}
 	}
 	h.Sum(sum[:0])
-	return sum, before, stampOf(&st), nil
+	return sum, r.stamp, stampOf(&st), nil
 }
 
 // reader reads a descriptor, without what os.File does for those that could be

@@ -190,13 +190,15 @@ func TestStats(t *testing.T) {
 
 func pinned(t *testing.T, c *Context, p string) bool {
 	t.Helper()
-	f, err := c.Open(p)
+	r, err := c.Read(p)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	_, ok := c.Pinned(p, f)
-	return ok
+	defer unix.Close(r.FD)
+	if !r.Unchanged() {
+		t.Errorf("%s has changed since it was opened", p)
+	}
+	return r.Known != ""
 }
 
 func settledFile(t *testing.T, file string) bool {
