@@ -30,6 +30,7 @@ const testsOnly = 99
 
 var rooms = map[string]room{
 	"internal/oci":              {floor: 0},
+	"internal/ordered":          {floor: 0},
 	"internal/progress":         {floor: 0, also: []string{"internal/oci"}},      // a step is named by a digest
 	"internal/progress/display": {floor: 0, also: []string{"internal/progress"}}, // draws its events
 	"parser":                    {floor: 1},
