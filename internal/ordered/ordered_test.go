@@ -108,6 +108,7 @@ func TestStops(t *testing.T) {
 			t.Errorf("Drain of what was stopped = %v", err)
 		}
 		p.Close()
+		cancel()
 	}
 	for i := 0; runtime.NumGoroutine() > before; i++ {
 		if i == 100 {
