@@ -12,7 +12,8 @@
 //	snapshots/        the driver's: see packages overlay and plain
 //	layers/ID/        what is known of the committed layer ID: layer.json, entries
 //	steps/HH/H        the record of the step with the key H; HH are its first digits
-//	places/P          the key that was recorded last for a place, P being a hash of it
+//	places/P          the key that was recorded last for a place, P being a hash of it,
+//	                  and which files of the context had it missed the last few times
 //	results/H         what a build without a name came to
 //	stats/P           content digests of the files of one directory by their stamps
 //	listings/H        the files that the digest H of a COPY or a mount was made of

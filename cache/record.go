@@ -25,6 +25,25 @@ type Record struct {
 	Layers  []oci.Layer     `json:"layers"` // what the result needs to be here
 	Created time.Time       `json:"created"`
 	Expires time.Time       `json:"expires,omitzero"`
+
+	// What is kept of the place alone.
+	Misses []Miss `json:"-"`
+	Hint   Hint   `json:"-"`
+}
+
+// Hint is what the user was last told of a place's misses, and when.
+type Hint struct {
+	At   time.Time `json:"at"`
+	Text string    `json:"text"`
+}
+
+// Miss is one time that a step was not found, because files of the context were
+// others, and nothing else was.
+type Miss struct {
+	At time.Time `json:"at"`
+	// Files are those files, as absolute paths in the context; one that ends in
+	// a slash is a directory in which something changed. None: it is not known.
+	Files []string `json:"files,omitempty"`
 }
 
 // Part is one ingredient of a key: a name, and its digest or a short value.
@@ -158,7 +177,20 @@ func (s *Store) PutPlace(of string, r Record) error {
 	if r.Created.IsZero() {
 		r.Created = s.now().UTC()
 	}
-	return s.writeRecord(s.placePath(of), place{Place: of, Key: r.Key, Parts: r.Parts, Created: r.Created})
+	return s.writeRecord(s.placePath(of), place{
+		Place: of, Key: r.Key, Parts: r.Parts, Created: r.Created, Misses: r.Misses, Hint: r.Hint,
+	})
+}
+
+// SetHint records what the user is told of a place's misses. A record that
+// another process writes at the same time may win.
+func (s *Store) SetHint(of string, h Hint) error {
+	r, err := s.Last(of)
+	if err != nil {
+		return err
+	}
+	r.Hint = h
+	return s.PutPlace(of, *r)
 }
 
 // place is what is remembered of the step recorded last at a place: enough to
@@ -168,6 +200,8 @@ type place struct {
 	Key     oci.Digest `json:"key"`
 	Parts   []Part     `json:"parts"`
 	Created time.Time  `json:"created"`
+	Misses  []Miss     `json:"misses,omitempty"`
+	Hint    Hint       `json:"hint,omitzero"`
 }
 
 // Last is key and ingredients of the step recorded last at a place; the record
@@ -180,7 +214,7 @@ func (s *Store) Last(of string) (*Record, error) {
 	if p.Place != of {
 		return nil, fs.ErrNotExist
 	}
-	return &Record{Key: p.Key, Place: p.Place, Parts: p.Parts, Created: p.Created}, nil
+	return &Record{Key: p.Key, Place: p.Place, Parts: p.Parts, Created: p.Created, Misses: p.Misses, Hint: p.Hint}, nil
 }
 
 // errGone is for a record whose layers have been collected.

@@ -48,9 +48,15 @@ func (c Records) Put(_ context.Context, k solver.Key, r Result) error {
 	for _, p := range k.Parts {
 		rec.Parts = append(rec.Parts, cache.Part(p))
 	}
+	if k.Place != "" {
+		if last, err := c.Store.Last(k.Place); err == nil {
+			rec.Misses, rec.Hint = c.misses(last, k), last.Hint
+		}
+	}
 	if err := put(c.Store, rec, r); err != nil || k.Place == "" {
 		return err
 	}
+	rec.Misses, rec.Hint = nil, cache.Hint{}
 	return c.Store.PutPlace(elsewhere(k.Place), rec)
 }
 

@@ -30,6 +30,7 @@ const (
 	partCommand     = "command"
 	partInstruction = "the instruction"
 	partPlatform    = "platform"
+	partContext     = "context of " // and a part of files, which are the main context's
 )
 
 // brief is a value as it is kept to be compared: nobody can read it off, since a
@@ -75,6 +76,9 @@ func (w *Worker) describe(n *llb.Node) []solver.Part {
 		info("user, directory, network or limits", brief(rest))
 	case llb.File:
 		info(partInstruction, brief(op.Actions))
+	}
+	for _, part := range contextParts(n) {
+		info(partContext+part, mainContext)
 	}
 	return parts
 }
@@ -152,7 +156,7 @@ func (c Records) difference(last *cache.Record, k solver.Key) string {
 			continue
 		}
 		switch {
-		case p.Name == partOperation || p.Name == partBase || p.Name == partPlatform:
+		case p.Name == partOperation || p.Name == partBase || p.Name == partPlatform || strings.HasPrefix(p.Name, partContext):
 			// told by others, or below
 		case p.Name == partImage:
 			if had {

@@ -67,6 +67,7 @@ var rooms = map[string]room{
 	"exporter":                  {floor: 2},
 	"executor":                  {floor: 3},
 	"internal/builder":          {floor: 4},
+	"internal/builder/churn":    {floor: 2},
 	"internal/container":        {floor: 4},
 	"cmd/build":                 {floor: 6},
 	"internal/bench":            {floor: testsOnly, also: []string{"internal/testbase"}}, // measures builders beside each other

@@ -102,10 +102,19 @@ func printPlan(w io.Writer, p builder.Plan) error {
 			fmt.Fprintf(w, "%*s  %7s  └─ %s\n", width, "", "", s.Why)
 		}
 	}
+	if len(p.Hints) > 0 {
+		fmt.Fprintln(w)
+	}
+	for _, h := range p.Hints {
+		fmt.Fprintln(w, display.Hint(h.Position, h.String()))
+	}
 	n := p.Runs()
 	switch {
 	case !p.Time.IsZero():
 		_, err := fmt.Fprintf(w, "\n%d steps, %d were cached\n", len(p.Steps), len(p.Steps)-n)
+		return err
+	case n == 0 && len(p.Steps) == 1:
+		_, err := fmt.Fprint(w, "\nthe one step is cached\n")
 		return err
 	case n == 0:
 		_, err := fmt.Fprintf(w, "\nall %d steps are cached\n", len(p.Steps))

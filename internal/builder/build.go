@@ -413,7 +413,9 @@ func (j *job) solveAndExport(ctx context.Context) error {
 	j.graph.Walk(func(*llb.Node) { j.result.Steps++ })
 	j.result.Ran = obs.ran
 	j.contexts.save()
-	j.saveLast(obs)
+	hints := j.hints(w.Worker, obs.hasRun)
+	j.saveLast(obs, hints)
+	j.giveHints(w.Worker, hints)
 	j.steps = slices.Clone(results)
 	if err == nil && j.Squash {
 		err = j.squash(ctx, w.Worker, results)

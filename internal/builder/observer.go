@@ -97,6 +97,13 @@ func (o *observer) Running(n *llb.Node, why string) {
 	o.why[n.Digest] = why
 }
 
+// hasRun reports whether the step n was not cached. It is not to be called while
+// steps run.
+func (o *observer) hasRun(n *llb.Node) bool {
+	_, ran := o.why[n.Digest]
+	return ran
+}
+
 // Done implements solver.Observer.
 func (o *observer) Done(n *llb.Node, cached bool, err error, at time.Time) {
 	o.mu.Lock()

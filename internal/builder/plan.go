@@ -43,6 +43,7 @@ type Plan struct {
 	Context    string     `json:"context"`
 	Time       time.Time  `json:"time,omitzero"` // of a build that has been
 	Steps      []PlanStep `json:"steps"`
+	Hints      []Hint     `json:"hints,omitempty"`
 }
 
 // Runs is how many steps are not known to be cached.
@@ -70,6 +71,9 @@ func (b *Builder) Explain(ctx context.Context, r Request) (Plan, error) {
 		}
 	}
 	p, err := j.plan(ctx)
+	if err == nil {
+		p.Hints = j.hints(executor.New(j.host, j.session()), func(*llb.Node) bool { return true })
+	}
 	j.contexts.save()
 	return p, err
 }
@@ -309,8 +313,8 @@ func (b *Builder) Last() (Plan, error) {
 
 // saveLast keeps what became of the steps for Last. It is no reason for a build
 // to fail.
-func (j *job) saveLast(o *observer) {
-	p := Plan{Dockerfile: j.contexts.dockerfileName, Context: j.project(), Time: time.Now().UTC().Truncate(time.Second), Steps: o.steps}
+func (j *job) saveLast(o *observer, hints []Hint) {
+	p := Plan{Dockerfile: j.contexts.dockerfileName, Context: j.project(), Time: time.Now().UTC().Truncate(time.Second), Steps: o.steps, Hints: hints}
 	data, err := json.Marshal(p)
 	if err != nil {
 		return

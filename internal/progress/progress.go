@@ -64,11 +64,18 @@ type Warning struct {
 	Excerpt  []byte // the lines of the file
 }
 
+// Hint is something that would make later builds faster.
+type Hint struct {
+	Message  string // one line
+	Position string // "Dockerfile:7"; may be empty
+}
+
 func (Started) event() {}
 func (Done) event()    {}
 func (Counter) event() {}
 func (Log) event()     {}
 func (Warning) event() {}
+func (Hint) event()    {}
 
 // Sink takes events. It is safe for concurrent calls and does not block on
 // slow readers for long; it must not keep Log.Data after it returns.

@@ -16,7 +16,7 @@ import (
 // Display renders events until it is closed.
 type Display interface {
 	progress.Sink
-	// Close writes what is left, ends with the warnings and a summary, and
+	// Close writes what is left, ends with the warnings, hints and a summary, and
 	// leaves the terminal as it was. Events that come later are dropped. The
 	// error is the first one in writing; a further Close does nothing.
 	Close() error
@@ -30,7 +30,7 @@ type Options struct {
 	Title     string           // "Building", if empty
 	Now       func() time.Time // time.Now, if nil
 	NoColor   bool             // leave out colours; those of logs too
-	NoSummary bool             // neither warnings nor a summary at the end
+	NoSummary bool             // neither warnings nor hints nor a summary at the end
 }
 
 func (o Options) now() time.Time {
@@ -75,6 +75,12 @@ func summarize(w io.Writer, t *tracker, o Options, now time.Time) {
 	if t.shown == 0 {
 		return
 	}
+	if len(t.hints) > 0 {
+		fmt.Fprintln(w)
+	}
+	for _, h := range t.hints {
+		fmt.Fprintln(w, Hint(h.Position, h.Message))
+	}
 	verb := "Finished in"
 	if t.failed > 0 {
 		verb = "Failed after"
@@ -92,6 +98,14 @@ func summarize(w io.Writer, t *tracker, o Options, now time.Time) {
 		fmt.Fprintf(w, ", %s", count(n, "warning"))
 	}
 	fmt.Fprintln(w)
+}
+
+// Hint is the line that a hint is shown as.
+func Hint(position, message string) string {
+	if position != "" {
+		position += ": "
+	}
+	return "HINT: " + position + oneLine(message)
 }
 
 func count(n int, what string) string {

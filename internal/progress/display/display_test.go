@@ -88,6 +88,7 @@ func build() []progress.Event {
 		progress.Warning{Rule: "StageNameCasing", Message: "Stage name 'Web' should be lowercase",
 			URL: "https://example.com/rule", Position: "Dockerfile:10", Excerpt: []byte("  10 | >>> FROM base AS Web\n")},
 		progress.Warning{Message: "no rule, no place"},
+		progress.Hint{Message: "one\nline", Position: "Dockerfile:7"},
 		progress.Done{Step: "blake3:d", Why: "src/a.go changed", Err: errors.New("exit code 2\nsee above"), Time: at(120.5)},
 		progress.Done{Step: "blake3:c", Err: fmt.Errorf("run: %w", context.Canceled), Time: at(120.6)},
 		progress.Started{Step: "blake3:j", Name: "resolve busybox", Internal: true, Time: at(120.6)},

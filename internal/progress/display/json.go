@@ -12,7 +12,7 @@ import (
 )
 
 // JSON writes each event as one line, an object whose "type" is started, done,
-// counter, log or warning; Close adds nothing. The other fields have the names
+// counter, log, warning or hint; Close adds nothing. The other fields have the names
 // of progress's types in lower case, zero values are left out. A log's bytes
 // are "text", or "data" in base64 where they are no UTF-8. Times are RFC 3339.
 func JSON(w io.Writer) Display {
@@ -80,6 +80,8 @@ func objectOf(e progress.Event) object {
 	case progress.Warning:
 		return object{Type: "warning", Rule: e.Rule, Message: e.Message, Detail: e.Detail, URL: e.URL,
 			Position: e.Position, Excerpt: string(e.Excerpt)}
+	case progress.Hint:
+		return object{Type: "hint", Message: e.Message, Position: e.Position}
 	}
 	return object{}
 }

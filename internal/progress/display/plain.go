@@ -78,6 +78,8 @@ func (p *plain) Emit(e progress.Event) {
 		p.finish(p.find(e.Step, now), e, now)
 	case progress.Warning:
 		p.tracker.warn(e)
+	case progress.Hint:
+		p.tracker.hints = append(p.tracker.hints, e)
 	}
 }
 

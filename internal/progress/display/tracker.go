@@ -16,6 +16,7 @@ type tracker struct {
 	began    time.Time
 	steps    map[progress.Step]*step
 	warnings []progress.Warning
+	hints    []progress.Hint
 
 	// Numbers of steps; internal ones count if they fail.
 	shown, ended, cached, failed, stopped int

@@ -89,6 +89,8 @@ func (t *tty) Emit(e progress.Event) {
 		t.finish(t.find(e.Step, now), e, now)
 	case progress.Warning:
 		t.tracker.warn(e)
+	case progress.Hint:
+		t.tracker.hints = append(t.tracker.hints, e)
 	}
 }
 
