@@ -44,7 +44,7 @@ func (s *step[R]) fly(key Key, in []R, why string) (r R, cached bool, err error)
 		if err := s.await(f, why); err != nil {
 			return r, false, err
 		}
-		if f.owner != s.build && f.ownersMatter() {
+		if f.owner != s.build && (f.ownersMatter() || f.err == nil && refuse(s.worker, s.node, f.result) != nil) {
 			continue
 		}
 		if f.err == nil {
@@ -171,7 +171,7 @@ func (s *Solver[R]) fill(ctx context.Context, f *flight[R], j job[R]) error {
 	}
 	defer unlock()
 	if j.look {
-		if r, err := s.cache.Get(ctx, j.key); err == nil {
+		if r, err := s.cache.Get(ctx, j.key); err == nil && refuse(f.owner.worker, j.node, r) == nil {
 			f.result, f.cached = r, true
 			return nil
 		}

@@ -359,3 +359,23 @@ func TestFailuresAreShared(t *testing.T) {
 		})
 	}
 }
+
+// A build does not take from another's flight what it has no use for.
+func TestRefuseOfFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSolver(t, newStore(), 0)
+		node := run("a")
+		theirs := sleeper(time.Second)
+		theirs.content["a"] = "bad"
+		first := solve(t.Context(), s, graph(node), theirs, SolveOptions{})
+		time.Sleep(time.Second / 2)
+		w := &choosy{&importing{worker: newWorker()}, []string{"bad"}}
+		got := <-solve(t.Context(), s, graph(node), w, SolveOptions{})
+		if got.err != nil || got.results[0] != "a()" || got.after != time.Second/2 {
+			t.Errorf("Solve = %q, %v, after %v, want what its own worker makes, once the other is done", got.results, got.err, got.after)
+		}
+		if got := <-first; got.err != nil || got.results[0] != "bad" {
+			t.Errorf("the other Solve = %q, %v", got.results, got.err)
+		}
+	})
+}

@@ -53,6 +53,22 @@ type Importer[R any] interface {
 	Import(ctx context.Context, k Key) (R, error)
 }
 
+// Chooser is a Worker whose build cannot use every result that is recorded.
+type Chooser[R any] interface {
+	// Refuse says why r is of no use as the result of n; nil: it is of use.
+	Refuse(n *llb.Node, r R) error
+}
+
+// refuse asks w, if it is a Chooser. The error is a *Miss.
+func refuse[R any](w Worker[R], n *llb.Node, r R) error {
+	if c, ok := w.(Chooser[R]); ok {
+		if err := c.Refuse(n, r); err != nil {
+			return &Miss{Why: err.Error()}
+		}
+	}
+	return nil
+}
+
 // Cache holds results across builds and processes. Its methods are called
 // concurrently.
 type Cache[R any] interface {

@@ -604,3 +604,48 @@ func TestImport(t *testing.T) {
 		})
 	}
 }
+
+// choosy is a worker that has no use for some results.
+type choosy struct {
+	*importing
+	not []string
+}
+
+func (w *choosy) Refuse(_ *llb.Node, r string) error {
+	if slices.Contains(w.not, r) {
+		return errors.New("it is " + r)
+	}
+	return nil
+}
+
+func TestRefuse(t *testing.T) {
+	base := source("base")
+	mid := run("mid", base)
+	top := run("top", mid)
+	content := contentKey(mid, []string{"base()"}).Digest
+	for _, tt := range []struct {
+		name       string
+		here, have map[oci.Digest]string // recorded, and to be imported
+		runs       map[string]int
+		want, why  string
+	}{
+		{"by the node's own digest", map[oci.Digest]string{mid.Digest: "bad"}, nil, map[string]int{"base": 1, "mid": 1, "top": 1}, "top(mid(base()))", "never built here"},
+		{"by content", map[oci.Digest]string{content: "bad"}, nil, map[string]int{"base": 1, "mid": 1, "top": 1}, "top(mid(base()))", "it is bad"},
+		{"imported", nil, map[oci.Digest]string{mid.Digest: "bad"}, map[string]int{"base": 1, "mid": 1, "top": 1}, "top(mid(base()))", "never built here"},
+		{"here, a better one elsewhere", map[oci.Digest]string{mid.Digest: "bad"}, map[oci.Digest]string{mid.Digest: "good"}, map[string]int{"top": 1}, "top(good)", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newStore()
+			maps.Copy(c.records, tt.here)
+			w := &choosy{&importing{worker: newWorker(), have: tt.have}, []string{"bad"}}
+			d := &diary{}
+			if got := mustSolve(t, newSolver(t, c, 0), graph(top), w, SolveOptions{Observer: d}); got[0] != tt.want {
+				t.Errorf("Solve = %q, want %q", got[0], tt.want)
+			}
+			checkRuns(t, w.worker, tt.runs)
+			if want := "mid runs: " + tt.why; tt.why != "" && !slices.Contains(d.lines, want) {
+				t.Errorf("the observer heard %q, want %q", d.lines, want)
+			}
+		})
+	}
+}

@@ -94,11 +94,17 @@ func (s *step[R]) byContent(in []R, why string) (r R, cached bool, err error) {
 // error is the former's: its reason is about this machine.
 func (s *step[R]) get(k Key) (R, error) {
 	r, err := s.solver.cache.Get(s.ctx, k)
+	if err == nil {
+		err = refuse(s.worker, s.node, r)
+	}
 	from, ok := s.worker.(Importer[R])
 	if err == nil || !ok || s.ctx.Err() != nil {
 		return r, err
 	}
 	found, ierr := from.Import(s.ctx, k)
+	if ierr == nil {
+		ierr = refuse(s.worker, s.node, found)
+	}
 	if ierr != nil {
 		return r, err
 	}
