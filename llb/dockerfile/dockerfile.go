@@ -55,6 +55,7 @@ type Options struct {
 	NoCache       bool       // for all stages
 	NoCacheFilter []string   // for these stages
 	Epoch         *time.Time // SOURCE_DATE_EPOCH, where no build argument sets it
+	Dated         bool       // where nothing sets it, SOURCE_DATE_EPOCH is 0
 	// Date is when a git repository or a URL was last changed, or the main
 	// context, as llb.Local; nil where that is not known. It is called for a
 	// SOURCE_DATE_EPOCH that names one; may be nil.

@@ -16,7 +16,8 @@ import (
 )
 
 // setEpoch reads SOURCE_DATE_EPOCH: seconds, or a word for whose date it is.
-// Where that has none, such as a directory, there is none, as with BuildKit.
+// Where that has none, such as a directory, there is none, as with BuildKit; or
+// with Dated it is 0, as if an ARG above the first FROM said so.
 // Specification: https://reproducible-builds.org/specs/source-date-epoch/.
 func (l *lowering) setEpoch(ctx context.Context, stages []parser.Stage) error {
 	v, given := l.args[epochArg]
@@ -28,6 +29,11 @@ func (l *lowering) setEpoch(ctx context.Context, stages []parser.Stage) error {
 		if l.epoch, err = l.epochOf(ctx, v, stages); err != nil {
 			return err
 		}
+	}
+	dated := l.epoch == nil && l.opts.Dated
+	if dated {
+		t := time.Unix(0, 0).UTC()
+		l.epoch = &t
 	}
 	value := ""
 	if l.epoch != nil {
@@ -47,7 +53,7 @@ func (l *lowering) setEpoch(ctx context.Context, stages []parser.Stage) error {
 		case arg:
 			s.args[epochArg] = value
 		}
-		if global && value != "" {
+		if (global || dated) && value != "" {
 			s.globals = s.globals.set(epochArg, value)
 		}
 	}

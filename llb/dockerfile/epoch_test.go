@@ -78,3 +78,38 @@ func TestEpoch(t *testing.T) {
 		})
 	}
 }
+
+// TestDated lowers with no SOURCE_DATE_EPOCH from outside that is a date.
+func TestDated(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		above string            // the first FROM
+		arg   string            // in the stage
+		args  map[string]string // build arguments
+		epoch int64
+		label string
+	}{
+		{"nothing sets it", "", "SOURCE_DATE_EPOCH", nil, 0, "0"},
+		{"a build argument does", "", "SOURCE_DATE_EPOCH", map[string]string{"SOURCE_DATE_EPOCH": "7"}, 7, "7"},
+		{"an ARG above the first FROM does", "ARG SOURCE_DATE_EPOCH=7\n", "SOURCE_DATE_EPOCH", nil, 7, "7"},
+		{"a stage has a value of its own", "", "SOURCE_DATE_EPOCH=7", nil, 0, "7"},
+		{"it is empty", "", "SOURCE_DATE_EPOCH", map[string]string{"SOURCE_DATE_EPOCH": ""}, 0, "0"},
+		{"it names what has no date", "", "SOURCE_DATE_EPOCH", map[string]string{"SOURCE_DATE_EPOCH": "context"}, 0, "0"},
+		{"no ARG sees it", "", "OTHER", nil, 0, ""},
+	} {
+		o := dockerfile.Options{Dated: true, BuildArgs: tt.args}
+		r, err := lower(tt.above+"FROM scratch\nARG "+tt.arg+"\nLABEL e=$SOURCE_DATE_EPOCH\n", &fakeBases{}, o)
+		if err != nil {
+			t.Errorf("%s: Lower = %v", tt.name, err)
+			continue
+		}
+		if label := r.Image.Config.Labels["e"]; r.Epoch == nil || r.Epoch.Unix() != tt.epoch || label != tt.label {
+			t.Errorf("%s: epoch %v and label %q, want %d and %q", tt.name, r.Epoch, label, tt.epoch, tt.label)
+		}
+		for _, h := range r.Image.History {
+			if h.Created == nil || h.Created.Unix() != tt.epoch {
+				t.Errorf("%s: %s was created %v, want %d", tt.name, h.CreatedBy, h.Created, tt.epoch)
+			}
+		}
+	}
+}
