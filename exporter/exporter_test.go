@@ -296,6 +296,21 @@ func TestTarIsDeterministic(t *testing.T) {
 	}
 }
 
+// One layer's files may be in an image with two epochs: those are two tars.
+func TestLayerAtTwoEpochs(t *testing.T) {
+	plain, _ := built("same", 3000)
+	bounded, _ := built("same, at another time", 3000)
+	bounded.ID, bounded.Epoch = plain.ID, time.Unix(0, 0)
+	dir := filepath.Join(t.TempDir(), "out")
+	if _, err := export(t, parse(t, "type=oci,tar=false,dest="+dir), Options{}, resultOf(nil, imageOf("amd64", plain, bounded))); err != nil {
+		t.Fatal(err)
+	}
+	blobs, err := os.ReadDir(filepath.Join(dir, "blobs", "sha256"))
+	if err != nil || len(blobs) != 4 {
+		t.Errorf("%d blobs, %v, want two layers, a configuration, a manifest", len(blobs), err)
+	}
+}
+
 func TestDockerArchive(t *testing.T) {
 	needs(t, "skopeo")
 	a, _ := built("a", 20)

@@ -84,11 +84,15 @@ func writeFiles(ctx context.Context, r oci.Result, to filesystem) error {
 		if len(r.Images) > 1 || r.Index {
 			p := img.Platform
 			prefix = strings.Trim(p.OS+"_"+p.Architecture+"_"+p.Variant, "_")
-			if err := to.dir(prefix, &tar.Header{Typeflag: tar.TypeDir, Mode: 0o755, ModTime: time.Unix(0, 0)}); err != nil {
+			h := &tar.Header{Typeflag: tar.TypeDir, Mode: 0o755, ModTime: time.Unix(0, 0)}
+			if img.Epoch != nil {
+				h.ModTime = *img.Epoch
+			}
+			if err := to.dir(prefix, h); err != nil {
 				return err
 			}
 		}
-		if err := writeImage(ctx, img.Layers, prefix, to); err != nil {
+		if err := writeImage(ctx, img, prefix, to); err != nil {
 			return err
 		}
 	}
@@ -97,10 +101,14 @@ func writeFiles(ctx context.Context, r oci.Result, to filesystem) error {
 
 // writeImage reads each layer's tar twice: first to see which files are left in
 // the end, then for their content.
-func writeImage(ctx context.Context, layers []oci.Layer, prefix string, to filesystem) error {
+func writeImage(ctx context.Context, img oci.PlatformImage, prefix string, to filesystem) error {
+	layers := img.Layers
 	t, entries, err := flatten(ctx, layers)
 	if err != nil {
 		return err
+	}
+	if img.Epoch != nil {
+		t.date(t.root, *img.Epoch)
 	}
 	for _, d := range t.dirs() {
 		if err := to.dir(path.Join(prefix, d.paths[0]), d.header); err != nil {

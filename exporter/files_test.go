@@ -202,6 +202,39 @@ func TestFilesOfPlatforms(t *testing.T) {
 	}
 }
 
+// With SOURCE_DATE_EPOCH all files have that time, as with BuildKit.
+func TestFilesDated(t *testing.T) {
+	at := time.Unix(1005, 0)
+	img := imageOf("amd64", layerOf("a/", "a/b=1", "a/c=>a/b"))
+	img.Epoch = &at
+	r := oci.Result{Images: []oci.PlatformImage{img}, Index: true}
+	var out bytes.Buffer
+	if _, err := export(t, parse(t, "type=tar,dest=-"), Options{Stdout: &out}, r); err != nil {
+		t.Fatal(err)
+	}
+	for tr := tar.NewReader(&out); ; {
+		h, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h.Typeflag != tar.TypeLink && !h.ModTime.Equal(at) {
+			t.Errorf("in a tar %s has the time %v, want %v", h.Name, h.ModTime, at)
+		}
+	}
+	dir := filepath.Join(t.TempDir(), "out")
+	if _, err := export(t, parse(t, dir), Options{}, r); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"linux_amd64", "linux_amd64/a", "linux_amd64/a/b", "linux_amd64/a/c"} {
+		if st, err := os.Stat(filepath.Join(dir, name)); err != nil || !st.ModTime().Equal(at) {
+			t.Errorf("in a directory %s has the time %v, %v, want %v", name, st.ModTime(), err, at)
+		}
+	}
+}
+
 func TestFilesFail(t *testing.T) {
 	boom := errors.New("boom")
 	good := layerOf("a=1")

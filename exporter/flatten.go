@@ -11,6 +11,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/861fb494/build/internal/oci"
 )
@@ -240,6 +241,14 @@ func (t *tree) place(n *node, at string) {
 		if child.isDir() {
 			t.place(child, p)
 		}
+	}
+}
+
+// date gives all that is below n the modification time at.
+func (t *tree) date(n *node, at time.Time) {
+	for _, child := range n.children {
+		child.inode.header.ModTime = at
+		t.date(child, at)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"strconv"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -76,6 +77,9 @@ func (p *layers) start(l oci.Layer) *work {
 	key := l.ID
 	if key == "" {
 		key = l.DiffID.String()
+	}
+	if !l.Epoch.IsZero() { // the same files, another tar
+		key += "@" + strconv.FormatInt(l.Epoch.Unix(), 10)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

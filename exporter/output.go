@@ -44,6 +44,7 @@ type Output struct {
 //	push-by-digest     push without a tag
 //	compression, compression-level, force-compression
 //	oci-mediatypes     false for Docker's media types
+//	rewrite-timestamp  see Output.RewriteTimestamp
 //	annotation.KEY, annotation-manifest.KEY, annotation-index.KEY
 func ParseOutput(s string) (Output, error) {
 	fail := func(err error) (Output, error) { return Output{}, fmt.Errorf("output %q: %w", s, err) }
@@ -87,6 +88,14 @@ func ParseOutput(s string) (Output, error) {
 	return out, nil
 }
 
+// RewriteTimestamp reports whether the output asks for an image whose layers have
+// no file that is later than SOURCE_DATE_EPOCH; base images stay as they are.
+// Its layers are to be handed over so: see oci.Layer.Epoch.
+func (out Output) RewriteTimestamp() bool {
+	a, err := out.attributes()
+	return err == nil && a.rewrite
+}
+
 // attributes are an Output's Attrs, read.
 type attributes struct {
 	names               []oci.Reference
@@ -96,6 +105,7 @@ type attributes struct {
 	method              compress.Method
 	force               bool
 	docker              bool // media types
+	rewrite             bool // times of files
 	manifestAnnotations map[string]string
 	indexAnnotations    map[string]string
 }
@@ -146,6 +156,8 @@ func (out Output) attributes() (attributes, error) {
 			a.byDigest, err = strconv.ParseBool(value)
 		case "force-compression":
 			a.force, err = strconv.ParseBool(value)
+		case "rewrite-timestamp":
+			a.rewrite, err = strconv.ParseBool(value)
 		case "oci-mediatypes":
 			ociTypes, err = strconv.ParseBool(value)
 		case "compression":

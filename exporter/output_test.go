@@ -32,6 +32,9 @@ func TestParseOutput(t *testing.T) {
 		{"type=image,dest=x", Output{}, "has no dest"},
 		{"type=local,dest=x,compression=gzip", Output{}, "nothing but dest"},
 		{"type=image,name=UPPER", Output{}, "name=UPPER"},
+		{"type=oci,dest=x,rewrite-timestamp=true", Output{Type: TypeOCI, Dest: "x"}, ""},
+		{"type=oci,dest=x,rewrite-timestamp=now", Output{}, "rewrite-timestamp=now"},
+		{"type=tar,dest=x,rewrite-timestamp=true", Output{}, "nothing but dest"},
 	} {
 		got, err := ParseOutput(tt.in)
 		if tt.err != "" {
@@ -42,6 +45,9 @@ func TestParseOutput(t *testing.T) {
 		}
 		if err != nil || got.Type != tt.want.Type || got.Dest != tt.want.Dest {
 			t.Errorf("ParseOutput(%q) = %v, %v, want %v", tt.in, got, err, tt.want)
+		}
+		if want := strings.HasSuffix(tt.in, "rewrite-timestamp=true"); got.RewriteTimestamp() != want {
+			t.Errorf("ParseOutput(%q).RewriteTimestamp() = %v, want %v", tt.in, !want, want)
 		}
 	}
 }

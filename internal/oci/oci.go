@@ -74,6 +74,12 @@ type Layer struct {
 	Origin string `json:"origin,omitempty"`
 	// Created is when the layer's step ended; the zero time of a pulled one.
 	Created time.Time `json:"created,omitzero"`
+	// Epoch, where it is set, is the latest modification time in the tar: files
+	// with later ones have it there. DiffID and TarSize are of that tar.
+	Epoch time.Time `json:"epoch,omitzero"`
+	// Source is the ID of the layer that the tar is made of, where that is
+	// another one: ID then stands for the tar unpacked.
+	Source string `json:"source,omitempty"`
 	// Imported is set on a layer that a build cache has named, which is no base
 	// image's: where its bytes are not to be had, the step runs again.
 	Imported bool `json:"imported,omitempty"`
@@ -106,6 +112,9 @@ type PlatformImage struct {
 	Raw []byte
 	// Annotations are the manifest's own, besides the Result's.
 	Annotations map[string]string
+	// Epoch is SOURCE_DATE_EPOCH, if there is one: the time of all files where
+	// they are put out and no image.
+	Epoch *time.Time
 }
 
 // Result is what a build yields and an exporter puts out.
