@@ -11,7 +11,7 @@ func TestBuilt(t *testing.T) {
 	s := open(t, t.TempDir())
 	seal := func(l oci.Layer) oci.Layer {
 		t.Helper()
-		l, err := s.Seal(t.Context(), l.ID)
+		l, err := s.Seal(t.Context(), l)
 		if err != nil {
 			t.Fatal(err)
 		}

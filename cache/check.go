@@ -8,7 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/861fb494/build/cache/layer"
 	"github.com/861fb494/build/cache/tree"
@@ -32,16 +34,17 @@ func (s *Store) Check(ctx context.Context) []error {
 		}
 	}
 	c.layers(ctx)
-	c.files("steps/*", c.step)
-	c.files("places", c.place)
-	c.files("results", func(path string) error { _, err := readResult(path); return err })
-	c.files("pins", c.pin)
-	c.files("chains", c.chain)
-	c.files("listings", func(path string) error {
+	c.files("steps/*/*", c.step)
+	c.files("places/*", c.place)
+	c.files("results/*", func(path string) error { _, err := readResult(path); return err })
+	c.files("pins/*", c.pin)
+	c.files("chains/*", c.chain)
+	c.files("layers/*/"+tarRecordPrefix+"*", c.tar)
+	c.files("listings/*", func(path string) error {
 		_, err := c.readListing(oci.Digest("blake3:" + filepath.Base(path)))
 		return err
 	})
-	c.files("mounts/*", func(path string) error {
+	c.files("mounts/*/*", func(path string) error {
 		if !slices.Contains(notes(), strings.TrimPrefix(filepath.Ext(path), ".")) {
 			return nil
 		}
@@ -51,7 +54,7 @@ func (s *Store) Check(ctx context.Context) []error {
 		}
 		return err
 	})
-	c.files("stats", func(path string) error { _, err := readStats(path); return err })
+	c.files("stats/*", func(path string) error { _, err := readStats(path); return err })
 	if err := ctx.Err(); err != nil {
 		c.problems = append(c.problems, context.Cause(ctx))
 	}
@@ -148,7 +151,7 @@ func (c *checker) layer(ctx context.Context, id string) error {
 	if err := layer.Check(changes, dir); err != nil {
 		return err
 	}
-	if l.Blob == nil && layer.Digest(changes) != l.Content {
+	if l.Content != l.DiffID && layer.Digest(changes) != l.Content {
 		return fmt.Errorf("its entries have the content digest %s, recorded is %s", layer.Digest(changes), l.Content)
 	}
 	files := make([]tree.Change, len(changes))
@@ -167,9 +170,9 @@ func (c *checker) layer(ctx context.Context, id string) error {
 	return nil
 }
 
-// files checks each file that pattern's directories hold.
+// files checks each file that pattern matches.
 func (c *checker) files(pattern string, check func(path string) error) {
-	found, err := filepath.Glob(filepath.Join(c.dir, pattern, "*"))
+	found, err := filepath.Glob(filepath.Join(c.dir, pattern))
 	if err != nil {
 		c.problem(c.dir, err)
 	}
@@ -218,11 +221,27 @@ func (c *checker) chain(path string) error {
 		return err
 	}
 	l, err := c.readLayer(b.Layer)
-	if err == nil && l.DiffID != b.DiffID {
-		return fmt.Errorf("it says that layer %s has the diff ID %s, which has %s", b.Layer, b.DiffID, l.DiffID)
+	diffID := l.DiffID
+	if b.Epoch != nil {
+		var t tarRecord
+		t, err = c.readTarRecord(b.Layer, b.epoch())
+		diffID = t.DiffID
+	}
+	if err == nil && diffID != b.DiffID {
+		return fmt.Errorf("it says that layer %s has the diff ID %s, which has %s", b.Layer, b.DiffID, diffID)
 	}
 	// A layer that cannot be read is gone, or told of already.
 	return named(path, c.chainPath(b.chain()), "layer "+b.Layer)
+}
+
+// tar checks what is recorded of a layer's tar with an epoch.
+func (c *checker) tar(path string) error {
+	n, err := strconv.ParseInt(strings.TrimPrefix(filepath.Base(path), tarRecordPrefix), 10, 64)
+	if err != nil {
+		return errors.New("its name has no epoch")
+	}
+	_, err = c.readTarRecord(filepath.Base(filepath.Dir(path)), time.Unix(n, 0))
+	return err
 }
 
 // named compares where a record is with where it belongs.

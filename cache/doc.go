@@ -10,7 +10,8 @@
 //	leases/L          the lease of a process, locked (flock) while it lives
 //	leases/L.d/ID     a layer that this process is making
 //	snapshots/        the driver's: see packages overlay and plain
-//	layers/ID/        what is known of the committed layer ID: layer.json, entries
+//	layers/ID/        what is known of the committed layer ID: layer.json, entries,
+//	                  and tar-E, the diff ID of its tar with times up to E
 //	steps/HH/H        the record of the step with the key H; HH are its first digits
 //	places/P          the key that was recorded last for a place, P being a hash of it,
 //	                  and which files of the context had it missed the last few times
@@ -27,11 +28,12 @@
 //	containers/       containers of build run: see internal/container
 //
 // L is 12 random hexadecimal digits. ID is "L-N" for the Nth layer that a process
-// builds, or "sha256-" and the diff ID of a pulled one.
+// builds, or "sha256-" and the diff ID of one that was unpacked from a tar. E is
+// an epoch in seconds since 1970; without it times are as the files have them.
 //
 // # Records
 //
-// layer.json, step, place, result, pin and chain files are JSON, a newline,
+// layer.json, tar, step, place, result, pin and chain files are JSON, a newline,
 // "blake3:" and the hash of the JSON, a newline. They are written under a
 // temporary name in their directory and renamed; they are not synced, because
 // their reader checks them: one that does not fit its checksum, or not its name,

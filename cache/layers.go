@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"iter"
 	"os"
 	"path/filepath"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/layer"
@@ -299,40 +297,6 @@ func (s *Store) Entries(id string) iter.Seq2[tree.Change, error] {
 			}
 		}
 	}
-}
-
-// Tar opens the uncompressed tar of a layer that was built here: the same bytes
-// each time.
-func (s *Store) Tar(ctx context.Context, id string) (io.ReadCloser, error) {
-	if _, err := s.Layer(id); err != nil {
-		return nil, fmt.Errorf("open layer %s: %w", id, err)
-	}
-	pr, pw := io.Pipe()
-	go func() {
-		_, err := layer.Write(ctx, pw, s.Entries(id), s.driver.Dir(id), layer.Options{})
-		pw.CloseWithError(err)
-	}()
-	return pr, nil
-}
-
-// Seal gives a layer its diff ID and tar size, which are kept once somebody has
-// asked for them.
-func (s *Store) Seal(ctx context.Context, id string) (oci.Layer, error) {
-	l, err := s.Layer(id)
-	if err != nil || l.DiffID != "" {
-		return l, err
-	}
-	h := digest.SHA256.Digester()
-	l.TarSize, err = layer.Write(ctx, h.Hash(), s.Entries(id), s.driver.Dir(id), layer.Options{})
-	if err != nil {
-		return l, fmt.Errorf("hash the tar of layer %s: %w", id, err)
-	}
-	l.DiffID = h.Digest()
-	if err := s.writeRecord(s.layerPath(id), layerRecord{Layer: l, Boot: s.boot}); err != nil {
-		return l, err
-	}
-	s.remember(l)
-	return l, nil
 }
 
 // RemoveLayer deletes a layer: metadata first, so that it is gone for every

@@ -26,7 +26,7 @@ var sample = files{
 
 func tarOf(t testing.TB, s *Store, id string) []byte {
 	t.Helper()
-	r, err := s.Tar(t.Context(), id)
+	r, err := s.Tar(t.Context(), oci.Layer{ID: id})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestCommit(t *testing.T) {
 		if b.DiffID != "" {
 			t.Errorf("the layer has diff ID %s though nobody asked", b.DiffID)
 		}
-		sealed, err := s.Seal(t.Context(), b.ID)
+		sealed, err := s.Seal(t.Context(), b)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -268,7 +268,7 @@ func TestLayerDamaged(t *testing.T) {
 				}
 			}
 			if !tt.layer && !tt.entries && !strings.HasSuffix(tt.name, "flipped") && tt.name != "a link that is a file" {
-				if _, err := fresh.Seal(t.Context(), l.ID); err == nil {
+				if _, err := fresh.Seal(t.Context(), l); err == nil {
 					t.Error("Seal of a layer without its files succeeds")
 				}
 			}
@@ -379,7 +379,7 @@ func TestPulledTogether(t *testing.T) {
 		if l, err := s.Layer(pulledID); err != nil || l.ID != pulledID {
 			t.Errorf("Layer = %+v, %v", l, err)
 		}
-		if l, err := s.Seal(t.Context(), pulledID); err != nil || !strings.HasPrefix(string(l.DiffID), "sha256:1111") {
+		if l, err := s.Seal(t.Context(), oci.Layer{ID: pulledID}); err != nil || !strings.HasPrefix(string(l.DiffID), "sha256:1111") {
 			t.Errorf("Seal of a pulled layer = %+v, %v, want what it came with", l, err)
 		}
 	}
@@ -435,7 +435,7 @@ func TestCommitOnAFullDisk(t *testing.T) {
 func TestTarClosedEarly(t *testing.T) {
 	s := open(t, t.TempDir())
 	l := commit(t, s, nil, files{{"/big", strings.Repeat("x", 1<<20)}})
-	r, err := s.Tar(t.Context(), l.ID)
+	r, err := s.Tar(t.Context(), l)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -445,7 +445,7 @@ func TestTarClosedEarly(t *testing.T) {
 	if err := r.Close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := s.Tar(t.Context(), "no-1"); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := s.Tar(t.Context(), oci.Layer{ID: "no-1"}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Tar of no layer = %v, want fs.ErrNotExist", err)
 	}
 }
@@ -454,7 +454,7 @@ func TestCheckFindsStrays(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	l := commit(t, s, nil, sample)
-	if _, err := s.Seal(t.Context(), l.ID); err != nil {
+	if _, err := s.Seal(t.Context(), l); err != nil {
 		t.Fatal(err)
 	}
 	put(t, s, Record{Key: key("a"), Place: "p", Layers: []oci.Layer{l}})

@@ -54,7 +54,8 @@ func (r Result) Content() oci.Digest {
 // Fetcher opens the bytes of pulled layers.
 type Fetcher interface {
 	// OpenLayer opens the uncompressed tar of a layer with a Blob and an
-	// Origin; its diff ID is verified at the end. step is who waits for it.
+	// Origin, whose diff ID is verified at the end, or with a Source. step is who
+	// waits for it.
 	OpenLayer(ctx context.Context, l oci.Layer, step progress.Step) (io.ReadCloser, error)
 }
 

@@ -26,6 +26,7 @@ type Record struct {
 	Keys    []oci.Digest // the step's own digest, its key by content
 	Layers  []oci.Layer  // lowest first
 	Created time.Time
+	Expires time.Time // when the step is to be run anew; zero: never
 	Parts   []cache.Part
 }
 
@@ -33,6 +34,7 @@ type Record struct {
 // and its index has been read. It is safe for concurrent use.
 type Cache struct {
 	place   Place
+	now     func() time.Time
 	parts   []part
 	records map[oci.Digest]found
 	entries map[oci.Digest]*entriesOf // by diff ID
@@ -68,7 +70,7 @@ const maxManifests = 32
 // record names is there; that each blob has a digest and a size. A place
 // without a cache is an ErrNoCache, or an fs.ErrNotExist.
 func Open(ctx context.Context, p Place) (*Cache, error) {
-	c := &Cache{place: p, records: map[oci.Digest]found{}, entries: map[oci.Digest]*entriesOf{}}
+	c := &Cache{place: p, now: time.Now, records: map[oci.Digest]found{}, entries: map[oci.Digest]*entriesOf{}}
 	if err := c.open(ctx, "", true); err != nil {
 		return nil, fmt.Errorf("import cache from %s: %w", p, err)
 	}
@@ -156,13 +158,23 @@ func (c *Cache) add(x *index, blobs []oci.Descriptor, origin string) error {
 	}
 	for i, r := range x.Records {
 		for _, k := range r.Keys {
-			if _, ok := c.records[k]; !ok {
+			if had, ok := c.records[k]; !ok || c.outlasts(r, had, x) {
 				c.records[k] = found{len(c.parts), i}
 			}
 		}
 	}
 	c.parts = append(c.parts, p)
 	return nil
+}
+
+// outlasts reports whether r is good for longer than a record that was found
+// before it: of an earlier part, or of x, which is being added.
+func (c *Cache) outlasts(r indexRecord, had found, x *index) bool {
+	if had.part < len(c.parts) {
+		x = c.parts[had.part].index
+	}
+	until := x.Records[had.record].Expires
+	return !until.IsZero() && (r.Expires.IsZero() || r.Expires.After(until))
 }
 
 func isLayer(mediaType string) bool {
@@ -189,9 +201,9 @@ func (c *Cache) Origins() []string {
 	return out
 }
 
-// Lookup finds the record under key. Its layers are as those of a pulled image,
-// and nothing of them has been fetched; a layer of a base image has a diff ID and
-// no more, and is to be found by its caller.
+// Lookup finds the record under key, unless it has expired. Its layers are as
+// those of a pulled image, and nothing of them has been fetched; a layer of a base
+// image has a diff ID and no more, and is to be found by its caller.
 func (c *Cache) Lookup(key oci.Digest) (Record, bool) {
 	at, ok := c.records[key]
 	if !ok {
@@ -199,7 +211,10 @@ func (c *Cache) Lookup(key oci.Digest) (Record, bool) {
 	}
 	p := c.parts[at.part]
 	r := p.index.Records[at.record]
-	out := Record{Keys: r.Keys, Created: r.Created, Parts: r.Parts, Layers: make([]oci.Layer, len(r.Layers))}
+	if !r.Expires.IsZero() && c.now().After(r.Expires) {
+		return Record{}, false
+	}
+	out := Record{Keys: r.Keys, Created: r.Created, Expires: r.Expires, Parts: r.Parts, Layers: make([]oci.Layer, len(r.Layers))}
 	for i, n := range r.Layers {
 		l := p.index.Layers[n]
 		out.Layers[i] = oci.Layer{DiffID: l.DiffID, Content: l.Content}
@@ -211,6 +226,9 @@ func (c *Cache) Lookup(key oci.Digest) (Record, bool) {
 			ID:      strings.Replace(l.DiffID.String(), ":", "-", 1),
 			Content: l.Content, DiffID: l.DiffID, TarSize: l.TarSize,
 			Blob: &b, Origin: p.origin, Created: l.Created, Imported: true,
+		}
+		if l.Epoch != nil {
+			out.Layers[i].Epoch = time.Unix(*l.Epoch, 0).UTC()
 		}
 	}
 	return out, true
@@ -252,14 +270,17 @@ func (c *Cache) readEntries(ctx context.Context, e *entriesOf) ([]tree.Change, e
 
 // packEntries is the bytes of a list: the same for a layer wherever it lies, so
 // that they are sent once. What only its files here have is left out: inode
-// numbers, and the parts of a second that a tar does not keep.
-func packEntries(changes []tree.Change) ([]byte, error) {
+// numbers, and of times what its tar, with epoch, does not keep.
+func packEntries(changes []tree.Change, epoch time.Time) ([]byte, error) {
 	changes = slices.Clone(changes)
 	for i := range changes {
 		c := &changes[i]
 		c.Ino, c.Nlink = 0, 0
-		if !c.Removed {
-			c.ModTime = time.Unix(c.ModTime.Unix(), 0)
+		if c.Removed {
+			continue
+		}
+		if c.ModTime = time.Unix(c.ModTime.Unix(), 0); !epoch.IsZero() && c.ModTime.After(epoch) {
+			c.ModTime = epoch
 		}
 	}
 	var b bytes.Buffer

@@ -25,18 +25,23 @@
 //	                                    where the build gets that image
 //	      "tarSize": 10240,
 //	      "created": "2006-01-02T15:04:05Z",
+//	      "epoch":   0,                 no file in the tar is later, in seconds since
+//	                                    1970; absent: times are as the step left them
 //	      "entries": "sha256:…" } ],    among the manifest's layers; may be absent
 //	  "records": [
 //	    { "keys":    ["blake3:…", …],   the step's own digest, and its key by the
 //	                                    content of its inputs
 //	      "layers":  [0, 1],            of the result, lowest first
 //	      "created": "2006-01-02T15:04:05Z",
+//	      "expires": "2006-01-02T15:04:05Z",   the record is of no use after that;
+//	                                    absent: it always is
 //	      "parts":   [{"name": "operation", "value": "blake3:…"}, …] } ],
 //	  "mounts": [] }                    for cache mounts; none are written yet
 //
 // A list of entries is what cache/layer.WriteEntries writes, with inode numbers
-// and counts of links 0 and times in whole seconds, compressed with zstd. From it the keys of steps that copy out of an imported stage are computed
-// without the stage's bytes.
+// and counts of links 0 and times as the tar has them, compressed with zstd. From
+// it the keys of steps that copy out of an imported stage are computed without
+// the stage's bytes.
 //
 // Parts hold names and digests or short values, never a secret. With parts=false
 // there are none.

@@ -82,7 +82,7 @@ type export struct {
 
 // add takes in a record. What a reader would refuse is left out.
 func (e *export) add(r Record) {
-	out := indexRecord{Created: r.Created.UTC(), Layers: []int{}}
+	out := indexRecord{Created: r.Created.UTC(), Expires: r.Expires.UTC(), Layers: []int{}}
 	for _, k := range r.Keys {
 		if k != "" && !slices.Contains(out.Keys, k) {
 			out.Keys = append(out.Keys, k)
@@ -114,7 +114,12 @@ func (e *export) number(l oci.Layer) int {
 		n = len(e.layers)
 		e.at[k] = n
 		e.layers = append(e.layers, l)
-		e.index.Layers = append(e.index.Layers, indexLayer{DiffID: l.DiffID, Content: l.Content, TarSize: l.TarSize, Created: l.Created.UTC()})
+		x := indexLayer{DiffID: l.DiffID, Content: l.Content, TarSize: l.TarSize, Created: l.Created.UTC()}
+		if !l.Epoch.IsZero() {
+			at := l.Epoch.Unix()
+			x.Epoch = &at
+		}
+		e.index.Layers = append(e.index.Layers, x)
 	}
 	return n
 }
@@ -171,7 +176,7 @@ func (e *export) run(ctx context.Context) error {
 // layer puts out a layer's blob and its entries.
 func (e *export) layer(ctx context.Context, l oci.Layer, out *indexLayer) error {
 	if changes, ok := e.o.Entries(l); ok {
-		data, err := packEntries(changes)
+		data, err := packEntries(changes, l.Epoch)
 		if err != nil {
 			return err
 		}

@@ -57,6 +57,7 @@ type indexLayer struct {
 	Blob    oci.Digest `json:"blob,omitempty"`
 	TarSize int64      `json:"tarSize,omitempty"`
 	Created time.Time  `json:"created,omitzero"`
+	Epoch   *int64     `json:"epoch,omitempty"`
 	Entries oci.Digest `json:"entries,omitempty"`
 }
 
@@ -64,6 +65,7 @@ type indexRecord struct {
 	Keys    []oci.Digest `json:"keys"`
 	Layers  []int        `json:"layers"`
 	Created time.Time    `json:"created,omitzero"`
+	Expires time.Time    `json:"expires,omitzero"`
 	Parts   []cache.Part `json:"parts,omitempty"`
 }
 

@@ -81,6 +81,7 @@ type outputOptions struct {
 	Outputs          []outputOption
 	Push             bool
 	Squash           bool              // the layers that the build makes become one
+	Reproducible     bool              // nothing in the image tells when or where it was built
 	Annotations      map[string]string // of the manifest
 	IIDFile          string
 	MetadataFile     string

@@ -126,7 +126,7 @@ func (o buildOptions) request(g *globals) (builder.Request, error) {
 		Locked: o.Cache.Locked, Offline: o.Cache.Offline,
 		CacheFrom: o.Cache.From, CacheTo: o.Cache.To,
 		Tags: o.Output.Tags, Annotations: o.Output.Annotations,
-		Seal: o.Output.Quiet || o.Output.IIDFile != "", Squash: o.Output.Squash,
+		Seal: o.Output.Quiet || o.Output.IIDFile != "", Squash: o.Output.Squash, Reproducible: o.Output.Reproducible,
 		Secrets: map[string]builder.Secret{}, SSH: map[string]builder.SSH{}, Allow: o.Steps.Allow, AllowDevices: o.Steps.AllowDevices,
 		Memory: o.Steps.Memory, CPUs: o.Steps.CPUs, NoNewPrivileges: o.Steps.NoNewPrivileges,
 	}

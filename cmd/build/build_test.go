@@ -88,6 +88,7 @@ func TestBuildOptions(t *testing.T) {
 			o.Cache.To = []remote.Spec{{Type: remote.TypeInline}}
 		}},
 		{"squash", []string{"--squash"}, func(o *buildOptions) { o.Output.Squash = true }},
+		{"reproducible", []string{"--reproducible"}, func(o *buildOptions) { o.Output.Reproducible = true }},
 		{"tags", []string{"-t", "web", "--tag=localhost:5000/a/b:1", "--push"}, func(o *buildOptions) {
 			o.Output.Tags = []oci.Reference{{Domain: "docker.io", Path: "library/web", Tag: "latest"}, {Domain: "localhost:5000", Path: "a/b", Tag: "1"}}
 			o.Output.Push = true

@@ -55,8 +55,8 @@ func saveImages(ctx context.Context, b *builder.Builder, list []exporter.Stored,
 	o.Store, o.Temp, o.Registry = b.Images, temp, client
 	find := func(chain oci.Digest) (oci.Layer, bool) {
 		l, ok := b.Store.Built(chain)
-		id := l.ID
-		l.Tar = func(ctx context.Context) (io.ReadCloser, error) { return b.Store.Tar(ctx, id) }
+		files := l
+		l.Tar = func(ctx context.Context) (io.ReadCloser, error) { return b.Store.Tar(ctx, files) }
 		return l, ok
 	}
 	return exporter.Save(ctx, list, find, out, o)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -51,11 +52,14 @@ type Request struct {
 
 	CacheFrom, CacheTo []remote.Spec // checked
 
-	Tags        []oci.Reference
-	Outputs     []exporter.Output
-	Seal        bool // an image is made though nothing names it or puts it out
-	Squash      bool // the layers that the build makes become one
-	Annotations map[string]string
+	Tags    []oci.Reference
+	Outputs []exporter.Output
+	Seal    bool // an image is made though nothing names it or puts it out
+	Squash  bool // the layers that the build makes become one
+	// Reproducible makes images of which nothing depends on when and where they
+	// are built, as far as their steps do not: see reproducible.go.
+	Reproducible bool
+	Annotations  map[string]string
 
 	Secrets map[string]Secret
 	SSH     map[string]SSH // by id
@@ -147,7 +151,8 @@ type job struct {
 	devices func() *cdi.Registry
 	agents  *agents
 
-	steps []executor.Result // of the graph's targets
+	steps     []executor.Result // of the graph's targets
+	rewritten map[string]bool   // imported layers that are here to be written anew, with the epoch
 
 	result   Response
 	warnings []dockerfile.Warning
@@ -185,6 +190,7 @@ func (j *job) lower(ctx context.Context) error {
 	o.Ignore = j.contexts.ignore
 	o.Date = j.date
 	o.NoCache = j.NoCache
+	o.Dated = j.Reproducible
 	images := source.ImageOptions{Pull: j.Pull, Offline: j.Offline}
 	o.AllStages = j.Call == CallCheck && o.Target == ""
 	if _, ok := j.lock.(*locker); ok {
@@ -405,7 +411,7 @@ func (j *job) solveAndExport(ctx context.Context) error {
 		return err
 	}
 	defer out.close()
-	w := &worker{Worker: executor.New(j.host, j.session()), imports: j.remote.imports, out: out, spine: spine(j.graph.Targets)}
+	w := &worker{Worker: executor.New(j.host, j.session()), job: j, imports: j.remote.imports, out: out, spine: spine(j.graph.Targets), epochs: j.epochs()}
 	if j.Squash {
 		w.spine = nil // the layers of steps are none of the image's
 	}
@@ -424,9 +430,9 @@ func (j *job) solveAndExport(ctx context.Context) error {
 		return err
 	}
 	if !j.Seal && len(j.Tags) == 0 && len(j.Outputs) == 0 {
-		j.result.ID, err = j.keep(results)
+		j.result.ID, err = j.keep(ctx, w.Worker, results)
 	} else {
-		err = j.export(ctx, out, results)
+		err = j.export(ctx, w.Worker, out, results)
 	}
 	if err != nil {
 		return err
@@ -461,18 +467,25 @@ func spine(targets []*llb.Node) map[oci.Digest]bool {
 // worker is an executor that hands layers to the outputs as they are made.
 type worker struct {
 	*executor.Worker
+	job     *job
 	imports *imports
 	out     *outputs
 	spine   map[oci.Digest]bool
+	epochs  map[oci.Digest]time.Time
 }
 
 // Run implements solver.Worker.
 func (w *worker) Run(ctx context.Context, n *llb.Node, in []executor.Result) (executor.Result, error) {
 	r, err := w.Worker.Run(ctx, n, in)
 	if err == nil && w.spine[n.Digest] {
-		w.out.begin(ctx, r.Layers)
+		w.out.begin(ctx, r.Layers, w.epochs[n.Digest])
 	}
 	return r, err
+}
+
+// Refuse implements solver.Chooser.
+func (w *worker) Refuse(n *llb.Node, r executor.Result) error {
+	return w.job.tooOld(r.Layers, w.epochs[n.Digest])
 }
 
 // Import implements solver.Importer.

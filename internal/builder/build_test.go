@@ -106,7 +106,7 @@ func files(t *testing.T, b *Builder, img oci.PlatformImage) map[string]string {
 	t.Helper()
 	out := map[string]string{}
 	for _, l := range img.Layers {
-		r, err := b.Store.Tar(t.Context(), l.ID)
+		r, err := b.Store.Tar(t.Context(), l)
 		if err != nil {
 			t.Fatal(err)
 		}

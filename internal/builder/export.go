@@ -29,6 +29,7 @@ type output struct {
 	exporter.Exporter
 	name  string // "oci archive out.tar"
 	local bool   // into the image store
+	bound bool   // it gets bounded images
 }
 
 // outputs makes the exporters that the build asks for: names alone go to the
@@ -64,7 +65,8 @@ func (j *job) outputs() (*outputs, error) {
 			o.close()
 			return nil, err
 		}
-		o.list = append(o.list, output{Exporter: e, name: outputName(w), local: !compresses(w)})
+		j.warnUnbounded(w)
+		o.list = append(o.list, output{Exporter: e, name: outputName(w), local: !compresses(w), bound: j.bounds(w)})
 	}
 	return o, nil
 }
@@ -103,14 +105,21 @@ func (o *outputs) close() {
 	}
 }
 
-// begin starts to compress and upload layers. What fails here fails again, and
-// is told, when the image is put out.
-func (o *outputs) begin(ctx context.Context, layers []oci.Layer) {
+// begin starts to compress and upload layers, whose bound may be epoch. What
+// fails here fails again, and is told, when the image is put out.
+func (o *outputs) begin(ctx context.Context, layers []oci.Layer, epoch time.Time) {
 	for _, e := range o.list {
 		if e.local {
 			continue
 		}
-		for _, l := range layers {
+		list := layers
+		if e.bound {
+			list = o.job.bounded(layers, epoch)
+		}
+		for _, l := range list {
+			if e.bound && l.Imported && !ofBase(l) && !l.Epoch.Equal(epoch) {
+				continue // it is to be written anew
+			}
 			_ = e.Layer(ctx, o.job.remote.openable(l))
 		}
 	}
@@ -123,23 +132,27 @@ func (b *Builder) compressors() *compress.Pool {
 }
 
 // export seals the results and puts them out.
-func (j *job) export(ctx context.Context, out *outputs, results []executor.Result) error {
+func (j *job) export(ctx context.Context, w *executor.Worker, out *outputs, results []executor.Result) error {
 	return internalStep(j.Sink, string(exportStep), "export", func(progress.Step) error {
-		var images []oci.PlatformImage
-		for i, r := range results {
-			img, err := j.image(ctx, i, r)
-			if err != nil {
-				return err
+		made := map[bool][]oci.PlatformImage{} // bounded ones, and others
+		image := func(bound bool) (err error) {
+			if made[bound] == nil {
+				made[bound], err = j.images(ctx, w, results, bound)
 			}
-			images = append(images, img)
-		}
-		if err := j.inline(ctx, images); err != nil {
+			j.result.Images = made[bound]
 			return err
 		}
-		j.result.Images, j.result.Sealed = images, true
-		res := oci.Result{Names: j.Tags, Images: images, Annotations: j.Annotations, Index: j.index}
+		j.result.Sealed = true
+		if len(out.list) == 0 {
+			if err := image(j.Reproducible); err != nil {
+				return err
+			}
+		}
 		for _, o := range out.list {
-			d, err := o.Export(ctx, res)
+			if err := image(o.bound); err != nil {
+				return err
+			}
+			d, err := o.Export(ctx, oci.Result{Names: j.Tags, Images: made[o.bound], Annotations: j.Annotations, Index: j.index})
 			if err != nil {
 				return fmt.Errorf("%s: %w", o.name, err)
 			}
@@ -149,20 +162,30 @@ func (j *job) export(ctx context.Context, out *outputs, results []executor.Resul
 			j.result.ID = j.result.Descriptor.Digest
 			return nil
 		}
-		d, _, err := exporter.Config(images[0])
+		d, _, err := exporter.Config(j.result.Images[0])
 		j.result.ID = d.Digest
 		return err
 	})
 }
 
-// image completes the configuration of platform i: diff IDs, times.
-func (j *job) image(ctx context.Context, i int, r executor.Result) (oci.PlatformImage, error) {
-	low := j.lowered[i]
-	layers, err := j.Builder.seal(ctx, j.remote, r.Layers)
-	if err != nil {
-		return oci.PlatformImage{}, err
+// images seals the results, and completes their configurations: diff IDs, times.
+func (j *job) images(ctx context.Context, w *executor.Worker, results []executor.Result, bound bool) ([]oci.PlatformImage, error) {
+	var images []oci.PlatformImage
+	for i, r := range results {
+		low, layers := j.lowered[i], r.Layers
+		var err error
+		if bound {
+			layers, err = j.rewrite(ctx, w, layers, j.epoch(i))
+		}
+		if err == nil {
+			layers, err = j.Builder.seal(ctx, j.remote, layers)
+		}
+		if err != nil {
+			return nil, err
+		}
+		images = append(images, finish(low.Image, low.Platform, low.Epoch, layers))
 	}
-	return finish(low.Image, low.Platform, low.Epoch, layers), nil
+	return images, j.inline(ctx, images, bound)
 }
 
 // seal gives each layer its diff ID, several at once, by which an image of them
@@ -177,13 +200,9 @@ func (b *Builder) seal(ctx context.Context, r *remoteImages, layers []oci.Layer)
 			continue
 		}
 		g.Go(func() error {
-			sealed, err := b.Store.Seal(ctx, l.ID)
-			if err != nil {
-				return err
-			}
-			l.DiffID, l.TarSize = sealed.DiffID, sealed.TarSize
-			out[i] = r.openable(l)
-			return nil
+			sealed, err := b.Store.Seal(ctx, l)
+			out[i] = r.openable(sealed)
+			return err
 		})
 	}
 	if err := g.Wait(); err != nil {
@@ -193,8 +212,8 @@ func (b *Builder) seal(ctx context.Context, r *remoteImages, layers []oci.Layer)
 }
 
 // finish is img upon layers. The time of each layer made here is when its step
-// ran; what makes no layer has the time of the one before. So a build that is
-// all cached gives the same image again.
+// ran, without an epoch; what makes no layer has the time of the one before. So a
+// build that is all cached gives the same image again.
 func finish(img oci.Image, p oci.Platform, epoch *time.Time, layers []oci.Layer) oci.PlatformImage {
 	img.RootFS.Type = "layers"
 	img.RootFS.DiffIDs = nil
@@ -210,7 +229,7 @@ func finish(img oci.Image, p oci.Platform, epoch *time.Time, layers []oci.Layer)
 	for i := range img.History {
 		h := &img.History[i]
 		if !h.EmptyLayer {
-			if n < len(layers) && h.Created == nil && !layers[n].Created.IsZero() {
+			if n < len(layers) && h.Created == nil && epoch == nil && !layers[n].Created.IsZero() {
 				at := layers[n].Created
 				h.Created = &at
 			}
@@ -235,7 +254,7 @@ func finish(img oci.Image, p oci.Platform, epoch *time.Time, layers []oci.Layer)
 	case last != nil:
 		img.Created = last
 	}
-	return oci.PlatformImage{Platform: p, Image: img, Layers: layers}
+	return oci.PlatformImage{Platform: p, Image: img, Layers: layers, Epoch: epoch}
 }
 
 // kept is a result that nothing named, as it is recorded.
@@ -248,11 +267,17 @@ type kept struct {
 
 // keep records results under an ID by which Tag finds them. Nothing is hashed
 // or compressed for it.
-func (j *job) keep(results []executor.Result) (oci.Digest, error) {
+func (j *job) keep(ctx context.Context, w *executor.Worker, results []executor.Result) (oci.Digest, error) {
 	var list []kept
 	for i, r := range results {
-		low := j.lowered[i]
-		list = append(list, kept{Platform: low.Platform, Image: low.Image, Epoch: low.Epoch, Layers: r.Layers})
+		low, layers := j.lowered[i], r.Layers
+		if j.Reproducible {
+			var err error
+			if layers, err = j.rewrite(ctx, w, layers, j.epoch(i)); err != nil {
+				return "", err
+			}
+		}
+		list = append(list, kept{Platform: low.Platform, Image: low.Image, Epoch: low.Epoch, Layers: layers})
 	}
 	data, err := json.Marshal(list)
 	if err != nil {

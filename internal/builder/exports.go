@@ -38,7 +38,7 @@ func (j *job) exportCaches(ctx context.Context) error {
 			return fmt.Errorf("--cache-to: %w", err)
 		}
 		if records == nil {
-			if records, err = j.records(ctx); err != nil {
+			if records, err = j.records(ctx, j.Reproducible); err != nil {
 				return err
 			}
 		}
@@ -94,8 +94,9 @@ func (j *job) exportCache(ctx context.Context, s remote.Spec, p remote.Place, re
 
 // records are those of the build's steps, whether they ran or were cached. Not
 // among them is a step that nothing needed and that is cached nowhere, and one
-// whose result is not what its digest says.
-func (j *job) records(ctx context.Context) ([]exported, error) {
+// whose result is not what its digest says. With bound their layers are as in
+// bounded images.
+func (j *job) records(ctx context.Context, bound bool) ([]exported, error) {
 	r := &recorder{
 		job: j, keys: executor.New(j.host, j.keySession()),
 		results: map[oci.Digest]executor.Result{}, targets: map[oci.Digest]executor.Result{},
@@ -119,8 +120,16 @@ func (j *job) records(ctx context.Context) ([]exported, error) {
 	if err != nil {
 		return nil, err
 	}
+	epochs := j.epochs()
 	for i := range out {
-		if out[i].Layers, err = j.seal(ctx, j.remote, out[i].Layers); err != nil {
+		r := &out[i]
+		if epoch := epochs[r.node]; bound && !epoch.IsZero() {
+			r.Layers = j.bounded(r.Layers, epoch)
+			if r.Created.After(epoch) {
+				r.Created = epoch
+			}
+		}
+		if r.Layers, err = j.seal(ctx, j.remote, r.Layers); err != nil {
 			return nil, err
 		}
 	}
@@ -167,7 +176,7 @@ func (r *recorder) record(ctx context.Context, n *llb.Node) (exported, bool) {
 	var out exported
 	res, ok := r.targets[n.Digest]
 	if rec, err := r.Store.Step(n.Digest); err == nil && r.losses.Why(rec.Layers) == nil {
-		out.Created = rec.Created
+		out.Created, out.Expires = rec.Created, rec.Expires
 		out.Parts = append(out.Parts, rec.Parts...)
 		if !ok {
 			res, ok = executor.Result{Layers: rec.Layers}, true
@@ -179,6 +188,9 @@ func (r *recorder) record(ctx context.Context, n *llb.Node) (exported, bool) {
 			return out, false
 		}
 		res = imp
+	}
+	if out.Expires.IsZero() {
+		out.Expires = res.Expires
 	}
 	r.results[n.Digest] = res
 	if res.Inexact() {
@@ -215,7 +227,7 @@ func (r *recorder) key(ctx context.Context, n *llb.Node) (solver.Key, error) {
 
 // inline makes the records of an image's own steps its annotation. The image's
 // ID stays what it is.
-func (j *job) inline(ctx context.Context, images []oci.PlatformImage) error {
+func (j *job) inline(ctx context.Context, images []oci.PlatformImage, bound bool) error {
 	wanted := false
 	for _, s := range j.CacheTo {
 		wanted = wanted || s.Type == remote.TypeInline
@@ -223,7 +235,7 @@ func (j *job) inline(ctx context.Context, images []oci.PlatformImage) error {
 	if !wanted {
 		return nil
 	}
-	records, err := j.records(ctx)
+	records, err := j.records(ctx, bound)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -101,7 +102,7 @@ func (b *Builder) need(need map[string]string, blobs []oci.Descriptor, diffIDs [
 			continue // has a blob of its own
 		}
 		if built, ok := b.Store.Built(chain); ok {
-			need[built.ID] = by
+			need[cmp.Or(built.Source, built.ID)] = by
 		}
 	}
 }

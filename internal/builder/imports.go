@@ -119,7 +119,7 @@ func (m *imports) Import(ctx context.Context, k solver.Key) (executor.Result, er
 		if !ok || m.job.losses.Why(layers) != nil {
 			continue
 		}
-		return executor.Result{Layers: layers}, nil
+		return executor.Result{Layers: layers, Expires: r.Expires}, nil
 	}
 	return executor.Result{}, errNotImported
 }

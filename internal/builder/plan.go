@@ -85,7 +85,7 @@ func (j *job) plan(ctx context.Context) (Plan, error) {
 	records := executor.Records{Store: j.Store}
 	p := Plan{Dockerfile: j.contexts.dockerfileName, Context: j.project()}
 	f := foresight{
-		job: j, worker: w, records: records, results: map[oci.Digest]executor.Result{},
+		job: j, worker: w, records: records, results: map[oci.Digest]executor.Result{}, epochs: j.epochs(),
 		dirty: map[oci.Digest]bool{}, steps: map[oci.Digest]PlanStep{}, visited: map[oci.Digest]bool{},
 	}
 	j.graph.Walk(func(n *llb.Node) {
@@ -113,8 +113,9 @@ type foresight struct {
 	worker  *executor.Worker
 	records executor.Records
 	results map[oci.Digest]executor.Result // of steps that are cached
-	dirty   map[oci.Digest]bool            // steps with one below that is run whatever the cache holds
-	steps   map[oci.Digest]PlanStep        // no Status is nothing to tell of
+	epochs  map[oci.Digest]time.Time
+	dirty   map[oci.Digest]bool     // steps with one below that is run whatever the cache holds
+	steps   map[oci.Digest]PlanStep // no Status is nothing to tell of
 	visited map[oci.Digest]bool
 }
 
@@ -126,7 +127,7 @@ func (f *foresight) visit(ctx context.Context, n *llb.Node) error {
 	m := f.graph.Meta[n.Digest]
 	noCache := f.NoCache || m.NoCache
 	if _, ok := n.Op.(llb.Source); !ok && !noCache && !f.dirty[n.Digest] {
-		if r, err := f.get(ctx, solver.Key{Digest: n.Digest}); err == nil {
+		if r, err := f.get(ctx, n, solver.Key{Digest: n.Digest}); err == nil {
 			f.found(n, r)
 			return nil
 		}
@@ -181,7 +182,7 @@ func (f *foresight) decide(ctx context.Context, n *llb.Node, in []executor.Resul
 	if err != nil {
 		return "", "", err
 	}
-	r, err := f.get(ctx, key)
+	r, err := f.get(ctx, n, key)
 	var miss *solver.Miss
 	if errors.As(err, &miss) {
 		return StepRuns, miss.Why, nil
@@ -225,12 +226,16 @@ func (f *foresight) tell(n *llb.Node, status, why string) {
 }
 
 // get looks a step up here, and in the caches that the build imports from.
-func (f *foresight) get(ctx context.Context, k solver.Key) (executor.Result, error) {
+func (f *foresight) get(ctx context.Context, n *llb.Node, k solver.Key) (executor.Result, error) {
 	r, err := f.records.Get(ctx, k)
 	if err == nil {
-		return r, nil
+		why := f.tooOld(r.Layers, f.epochs[n.Digest])
+		if why == nil {
+			return r, nil
+		}
+		err = &solver.Miss{Why: why.Error()}
 	}
-	if r, ierr := f.remote.imports.Import(ctx, k); ierr == nil {
+	if r, ierr := f.remote.imports.Import(ctx, k); ierr == nil && f.tooOld(r.Layers, f.epochs[n.Digest]) == nil {
 		return r, nil
 	}
 	return r, err

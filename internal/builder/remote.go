@@ -93,9 +93,11 @@ func (r *remoteImages) OpenLayer(ctx context.Context, l oci.Layer, step progress
 	if l.Tar == nil {
 		l = r.openable(l)
 	}
-	r.mu.Lock()
-	r.steps[l.Blob.Digest] = step
-	r.mu.Unlock()
+	if l.Blob != nil {
+		r.mu.Lock()
+		r.steps[l.Blob.Digest] = step
+		r.mu.Unlock()
+	}
 	return l.Tar(ctx)
 }
 
@@ -103,7 +105,7 @@ func (r *remoteImages) OpenLayer(ctx context.Context, l oci.Layer, step progress
 // its bytes.
 func (r *remoteImages) openable(l oci.Layer) oci.Layer {
 	if l.Blob == nil {
-		l.Tar = func(ctx context.Context) (io.ReadCloser, error) { return r.builder.Store.Tar(ctx, l.ID) }
+		l.Tar = func(ctx context.Context) (io.ReadCloser, error) { return r.builder.Store.Tar(ctx, l) }
 		return l
 	}
 	open, err := r.Images.Reopen(l)

@@ -139,7 +139,7 @@ func (j *job) mergeLayers(ctx context.Context, base, layers []oci.Layer) (oci.La
 
 // apply puts what l changes into t.
 func (j *job) apply(ctx context.Context, t *tree.Tree, l oci.Layer) ([]tree.Change, error) {
-	tar, err := j.Store.Tar(ctx, l.ID)
+	tar, err := j.Store.Tar(ctx, oci.Layer{ID: l.ID})
 	if err != nil {
 		return nil, err
 	}

@@ -71,7 +71,7 @@ func put(t *testing.T, b *Builder, chain []oci.Layer, at int64, members []member
 // list is the members of a layer's tar, with their times.
 func list(t *testing.T, b *Builder, id string) []string {
 	t.Helper()
-	r, err := b.Store.Tar(t.Context(), id)
+	r, err := b.Store.Tar(t.Context(), oci.Layer{ID: id})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func TestMergeLayers(t *testing.T) {
 				if want := chain[len(chain)-1].Created; !l.Created.Equal(want) {
 					t.Errorf("%s: created %v, want %v, when the last of the layers was", driver, l.Created, want)
 				}
-				sealed, err := b.Store.Seal(t.Context(), l.ID)
+				sealed, err := b.Store.Seal(t.Context(), l)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -1,0 +1,129 @@
+package cache
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/861fb494/build/cache/layer"
+	"github.com/861fb494/build/internal/oci"
+)
+
+// Tar opens the uncompressed tar of a layer whose files, or those of its Source,
+// are here, with times up to l.Epoch where that is set: the same bytes each time,
+// from either.
+func (s *Store) Tar(ctx context.Context, l oci.Layer) (io.ReadCloser, error) {
+	l.ID = s.filesOf(l)
+	if _, err := s.Layer(l.ID); err != nil {
+		return nil, fmt.Errorf("open layer %s: %w", l.ID, err)
+	}
+	pr, pw := io.Pipe()
+	go func() {
+		_, err := s.writeTar(ctx, pw, l)
+		pw.CloseWithError(err)
+	}()
+	return pr, nil
+}
+
+// filesOf is the layer whose files the tar of l is made of.
+func (s *Store) filesOf(l oci.Layer) string {
+	if l.Source != "" {
+		if _, err := s.Layer(l.Source); err == nil {
+			return l.Source
+		}
+	}
+	return l.ID
+}
+
+func (s *Store) writeTar(ctx context.Context, w io.Writer, l oci.Layer) (size int64, err error) {
+	return layer.Write(ctx, w, s.Entries(l.ID), s.driver.Dir(l.ID), layer.Options{Epoch: l.Epoch})
+}
+
+// Seal gives l the diff ID and the size of the tar that Tar opens. They are
+// kept once somebody has asked for them, for each epoch by themselves.
+func (s *Store) Seal(ctx context.Context, l oci.Layer) (oci.Layer, error) {
+	if l.Source != "" {
+		if s.filesOf(l) == l.ID {
+			return l, nil // unpacked, it is its own source
+		}
+		of, err := s.Seal(ctx, oci.Layer{ID: l.Source, Epoch: l.Epoch})
+		if err == nil && of.DiffID != l.DiffID {
+			err = fmt.Errorf("layer %s: its files were changed: the tar has the diff ID %s now", l.DiffID, of.DiffID)
+		}
+		l.TarSize = of.TarSize
+		return l, err
+	}
+	known, err := s.Layer(l.ID)
+	if err != nil {
+		return l, err
+	}
+	plain := l.Epoch.IsZero()
+	if plain {
+		l.DiffID, l.TarSize = known.DiffID, known.TarSize
+	} else if t, err := s.readTarRecord(l.ID, l.Epoch); err == nil {
+		l.DiffID, l.TarSize = t.DiffID, t.TarSize
+	} else {
+		l.DiffID = "" // damaged or not there: it is found anew
+	}
+	if l.DiffID != "" {
+		return l, nil
+	}
+	h := digest.SHA256.Digester()
+	if l.TarSize, err = s.writeTar(ctx, h.Hash(), l); err != nil {
+		return l, fmt.Errorf("hash the tar of layer %s: %w", l.ID, err)
+	}
+	l.DiffID = h.Digest()
+	if plain {
+		known.DiffID, known.TarSize = l.DiffID, l.TarSize
+		if err = s.writeRecord(s.layerPath(l.ID), layerRecord{Layer: known, Boot: s.boot}); err == nil {
+			s.remember(known)
+		}
+	} else {
+		err = s.writeTarRecord(l)
+	}
+	if err != nil {
+		return l, err
+	}
+	return l, nil
+}
+
+// tarRecord is what is known of a layer's tar with an epoch. That without one is
+// in the layer's own record.
+type tarRecord struct {
+	ID      string     `json:"id"`
+	Epoch   int64      `json:"epoch"` // seconds since 1970
+	DiffID  oci.Digest `json:"diffID"`
+	TarSize int64      `json:"tarSize"`
+}
+
+// writeTarRecord keeps l's diff ID. Where another process has removed the layer
+// meanwhile, no directory is made for it.
+func (s *Store) writeTarRecord(l oci.Layer) error {
+	text, err := json.Marshal(tarRecord{ID: l.ID, Epoch: l.Epoch.Unix(), DiffID: l.DiffID, TarSize: l.TarSize})
+	if err != nil {
+		return err
+	}
+	return s.writeFile(s.tarPath(l.ID, l.Epoch), sealRecord(text))
+}
+
+const tarRecordPrefix = "tar-"
+
+func (s *Store) tarPath(id string, epoch time.Time) string {
+	return filepath.Join(s.layerDir(id), tarRecordPrefix+strconv.FormatInt(epoch.Unix(), 10))
+}
+
+func (s *Store) readTarRecord(id string, epoch time.Time) (tarRecord, error) {
+	var t tarRecord
+	path := s.tarPath(id, epoch)
+	err := readRecord(path, &t)
+	if err == nil && (t.ID != id || t.Epoch != epoch.Unix() || t.DiffID.Validate() != nil) {
+		err = &DamagedError{What: path, Err: fmt.Errorf("it is of layer %s at %d", t.ID, t.Epoch)}
+	}
+	return t, err
+}
