@@ -6,7 +6,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 BINARY  := bin/build
 FUZZTIME ?= 20s
 
-.PHONY: all build test race fuzz lint bench bench-go bench-startup conformance demo clean
+.PHONY: all build test race fuzz lint bench bench-scale bench-doc bench-go bench-startup conformance demo clean
 
 all: build
 
@@ -37,12 +37,24 @@ lint:
 	test -z "$$(gofmt -l . | tee /dev/stderr)"
 	$(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 run ./...
 
-# build and the other builders of this machine, side by side; BENCHFLAGS are
-# those that `go run ./internal/bench -h` lists.
+# build and the other builders of this machine, side by side: see
+# docs/benchmarks.md. BENCHFLAGS are those that `go run ./internal/bench -h`
+# lists; results go to bin/bench.
 BENCHFLAGS ?=
+BENCH = $(GO) run ./internal/bench -build $(abspath $(BINARY)) -out bin/bench
 bench: build
 	.ci/packages busybox-static docker-registry
-	$(GO) run ./internal/bench -build $(abspath $(BINARY)) $(BENCHFLAGS)
+	$(BENCH) $(BENCHFLAGS)
+
+# How time and memory grow with files, bytes, steps, builds and layers.
+bench-scale: build
+	.ci/packages busybox-static docker-registry
+	$(BENCH) -scale $(BENCHFLAGS)
+
+# Puts what the two found into the documentation.
+bench-doc:
+	$(GO) run ./internal/bench -from bin/bench/results.json -doc docs/benchmarks.md
+	$(GO) run ./internal/bench -from bin/bench/scale.json -doc docs/benchmarks.md
 
 # The benchmarks in the packages' tests.
 bench-go:

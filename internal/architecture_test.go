@@ -71,6 +71,8 @@ var rooms = map[string]room{
 	"internal/container":        {floor: 4},
 	"cmd/build":                 {floor: 6},
 	"internal/bench":            {floor: testsOnly, also: []string{"internal/testbase"}}, // measures builders beside each other
+	"internal/bench/chart":      {floor: testsOnly},                                      // its pictures
+	"internal/bench/limits":     {floor: testsOnly},                                      // what a machine can do
 	"internal/dockerfuzz":       {floor: testsOnly},                                      // builds generated Dockerfiles; shares no code with what it tests
 	"internal/noskip":           {floor: testsOnly},                                      // runs go test
 	"internal/testbase":         {floor: testsOnly},                                      // base images for tests and the demo

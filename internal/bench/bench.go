@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,10 +21,12 @@ type bench struct {
 	options  options
 	dir      string // scratch, removed at the end
 	binary   string
+	id       string // of this run: what it builds first is new to everyone
 	registry *testbase.Registry
 	images   *images
 	found    []builder
 	missing  []string
+	served   *mirror // nil until a workload needs it
 	runs     int
 }
 
@@ -40,7 +41,7 @@ func (b *bench) start(ctx context.Context) error {
 	if b.registry, err = testbase.StartRegistry(filepath.Join(b.dir, "registry")); err != nil {
 		return err
 	}
-	b.images = &images{dir: filepath.Join(b.dir, "images"), registry: b.registry, bodies: map[string]*body{}, pushed: map[string]bool{}}
+	b.images = &images{dir: filepath.Join(b.dir, "images"), registryDir: filepath.Join(b.dir, "registry"), registry: b.registry, bodies: map[string]*body{}, pushed: map[string]bool{}}
 	b.found, b.missing, err = b.builders(ctx)
 	return err
 }
@@ -50,7 +51,11 @@ func (b *bench) close() error {
 	if b.registry != nil {
 		b.registry.Close()
 	}
-	return removeAll(b.dir)
+	var err error
+	if b.served != nil {
+		err = b.served.close()
+	}
+	return errors.Join(err, removeAll(b.dir))
 }
 
 // removeAll removes a tree; what is mounted in it is taken off first.
@@ -80,27 +85,43 @@ func mountsBelow(mounts, dir string) []string {
 	return points
 }
 
-// workload runs all rounds of a workload.
+// workload runs all rounds of a workload. What cannot be done is told in the
+// result; an error means that there is no point in going on.
 func (b *bench) workload(ctx context.Context, w workload) (_ Result, err error) {
 	result := Result{Name: w.name, Title: w.title}
-	those := slices.Clone(b.found)
-	those = slices.DeleteFunc(those, func(is builder) bool {
+	those := slices.DeleteFunc(slices.Clone(b.found), func(is builder) bool {
 		return is.onlyRuns && !w.runs || is.argv(job{out: w.out}) == nil
 	})
-	dir := filepath.Join(b.dir, "contexts", strings.ReplaceAll(w.name, "+", "-"))
+	dir := filepath.Join(b.dir, "contexts", fileName(w.name))
 	defer func() { err = errors.Join(err, b.tidy(context.WithoutCancel(ctx), w, dir, those)) }()
-	contexts, err := b.writeContexts(w, dir)
+	if len(w.after) > 0 {
+		err = b.disk(ctx, w, dir, those, &result)
+	} else {
+		err = b.rounds(ctx, w, dir, those, &result)
+	}
+	if ctx.Err() != nil {
+		return result, context.Cause(ctx)
+	}
 	if err != nil {
-		return result, err
+		result.Failure = err.Error()
+	}
+	return result, nil
+}
+
+// fileName is a workload's name where "+" may mean something.
+func fileName(workload string) string { return strings.ReplaceAll(workload, "+", "-") }
+
+// rounds primes the builders and gives them their turns.
+func (b *bench) rounds(ctx context.Context, w workload, dir string, those []builder, result *Result) error {
+	contexts, err := b.writeContexts(ctx, w, dir)
+	if err != nil {
+		return err
 	}
 	sizes := make([]int64, len(those))
 	for i, is := range those {
 		result.Entries = append(result.Entries, Entry{Builder: is.name})
 		sizes[i] = diskUse(is.state)
 		if err := b.prime(ctx, w, is, contexts); err != nil {
-			if ctx.Err() != nil {
-				return result, context.Cause(ctx)
-			}
 			result.Entries[i].Failure = err.Error()
 		}
 	}
@@ -111,12 +132,15 @@ func (b *bench) workload(ctx context.Context, w workload) (_ Result, err error) 
 				i = len(those) - 1 - turn
 			}
 			e := &result.Entries[i]
-			if e.Failure != "" {
+			if e.Failure != "" || ctx.Err() != nil {
 				continue
 			}
-			s, err := b.sample(ctx, w, those[i], contexts)
-			if ctx.Err() != nil {
-				return result, context.Cause(ctx)
+			if w.forget && those[i].own {
+				err = errors.Join(removeAll(those[i].state), b.prime(ctx, w, those[i], contexts))
+			}
+			var s Sample
+			if err == nil {
+				s, err = b.sample(ctx, w, those[i], contexts)
 			}
 			if err != nil {
 				e.Failure = err.Error()
@@ -133,11 +157,11 @@ func (b *bench) workload(ctx context.Context, w workload) (_ Result, err error) 
 			result.Entries[i].State = diskUse(is.state) - sizes[i]
 		}
 	}
-	return result, nil
+	return nil
 }
 
 // writeContexts writes a context for each of the builds at once.
-func (b *bench) writeContexts(w workload, dir string) ([]string, error) {
+func (b *bench) writeContexts(ctx context.Context, w workload, dir string) ([]string, error) {
 	var contexts []string
 	for i := range max(1, w.builds) {
 		sub := filepath.Join(dir, fmt.Sprint(i))
@@ -145,7 +169,7 @@ func (b *bench) writeContexts(w workload, dir string) ([]string, error) {
 			return nil, err
 		}
 		if w.files != nil {
-			if err := w.files(sub, i); err != nil {
+			if err := w.files(ctx, sub, i); err != nil {
 				return nil, fmt.Errorf("write context: %w", err)
 			}
 		}
@@ -162,7 +186,7 @@ func (b *bench) prime(ctx context.Context, w workload, is builder, contexts []st
 		}
 	}
 	if w.primed == primeSame {
-		if err := b.dockerfiles(ctx, w, contexts, "0"); err != nil {
+		if err := b.dockerfiles(ctx, w, contexts, b.id); err != nil {
 			return err
 		}
 		w.out, w.noCache = nothing, false
@@ -191,12 +215,16 @@ func (b *bench) dockerfiles(ctx context.Context, w workload, contexts []string, 
 	if w.newBase {
 		of = serial
 	}
-	base, err := b.images.push(ctx, w.base, of)
+	image := w.image
+	if image == nil {
+		image = func(ctx context.Context, serial string) (string, error) { return b.images.push(ctx, w.base, serial) }
+	}
+	base, err := image(ctx, of)
 	if err != nil {
 		return err
 	}
 	if !w.fresh {
-		serial = "0"
+		serial = b.id
 	}
 	for i, dir := range contexts {
 		if err := write(dir, "Dockerfile", w.dockerfile(base, serial, i)); err != nil {
@@ -206,9 +234,12 @@ func (b *bench) dockerfiles(ctx context.Context, w workload, contexts []string, 
 	return nil
 }
 
+// serial is 16 characters that were not there before.
+func serial() string { return fmt.Sprintf("%016x", time.Now().UnixNano()) }
+
 // sample is one turn of a builder.
 func (b *bench) sample(ctx context.Context, w workload, is builder, contexts []string) (Sample, error) {
-	serial := fmt.Sprintf("%016x", time.Now().UnixNano())
+	serial := serial()
 	if err := b.dockerfiles(ctx, w, contexts, serial); err != nil {
 		return Sample{}, err
 	}
@@ -234,7 +265,7 @@ func (b *bench) timed(ctx context.Context, w workload, is builder, contexts []st
 	b.runs++
 	o := order{Timeout: b.options.timeout}
 	for i, dir := range contexts {
-		name := fmt.Sprintf("%s-%d", strings.ReplaceAll(w.name, "+", "-"), i)
+		name := fmt.Sprintf("%s-%d", fileName(w.name), i)
 		j := job{context: dir, tag: "bench/" + name, out: w.out, noCache: w.noCache, dest: filepath.Join(b.dir, "out.tar")}
 		if w.out == pushGzip || w.out == pushZstd {
 			j.tag = fmt.Sprintf("bench/%s-%d", name, b.runs) // a repository that has no layers yet
@@ -266,39 +297,11 @@ func (b *bench) tidy(ctx context.Context, w workload, dir string, those []builde
 		if is.own {
 			errs = append(errs, removeAll(is.state))
 		} else if is.release != nil && w.out == tagged {
-			errs = append(errs, is.release(ctx, "bench/"+strings.ReplaceAll(w.name, "+", "-")+"-0"))
+			errs = append(errs, is.release(ctx, "bench/"+fileName(w.name)+"-0"))
 		}
+	}
+	if w.newBase || w.out == pushGzip || w.out == pushZstd {
+		errs = append(errs, b.images.empty())
 	}
 	return errors.Join(errs...)
-}
-
-// diskUse is what the files below dir take on disk, in bytes; a file with
-// several names counts once.
-func diskUse(dir string) int64 {
-	if dir == "" {
-		return 0
-	}
-	var sum int64
-	type inode struct{ dev, ino uint64 }
-	seen := map[inode]bool{}
-	// Files come and go in a daemon's directory: what is gone counts nothing.
-	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return nil
-		}
-		fi, err := d.Info()
-		if err != nil {
-			return nil
-		}
-		st, ok := fi.Sys().(*syscall.Stat_t)
-		if !ok {
-			return nil
-		}
-		if id := (inode{st.Dev, st.Ino}); st.Nlink == 1 || d.IsDir() || !seen[id] {
-			seen[id] = true
-			sum += st.Blocks * 512
-		}
-		return nil
-	})
-	return sum
 }

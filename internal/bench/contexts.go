@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -57,7 +58,7 @@ func textTree(root string, dirs, per int, seed uint64) error {
 }
 
 // manySteps is the context of twentySteps.
-func manySteps(dir string, _ int) error {
+func manySteps(_ context.Context, dir string, _ int) error {
 	for i := range 6 {
 		if err := write(dir, fmt.Sprintf("conf/c%d.conf", i), strings.Repeat(fmt.Sprintf("conf %d\n", i), 20)); err != nil {
 			return err
@@ -66,9 +67,15 @@ func manySteps(dir string, _ int) error {
 	return textTree(filepath.Join(dir, "src"), 100, 100, 1)
 }
 
-func largeFiles(dir string, _ int) error {
+func largeFiles(_ context.Context, dir string, _ int) error { return bigFiles(dir, 4) }
+
+// bigFiles writes n files of 256 MiB.
+func bigFiles(dir string, n int) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
 	source := random(5)
-	for i := range 4 {
+	for i := range n {
 		if err := writeRandom(filepath.Join(dir, fmt.Sprintf("big%d.bin", i)), source, 256<<20); err != nil {
 			return err
 		}
@@ -76,7 +83,7 @@ func largeFiles(dir string, _ int) error {
 	return nil
 }
 
-func smallFiles(dir string, _ int) error {
+func smallFiles(_ context.Context, dir string, _ int) error {
 	source := random(6)
 	for d := range 500 {
 		sub := filepath.Join(dir, "src", fmt.Sprintf("d%03d", d))

@@ -27,10 +27,11 @@ import (
 
 // images are the base images, and the registry that has them.
 type images struct {
-	dir      string
-	registry *testbase.Registry
-	bodies   map[string]*body // by testbase's name of the part
-	pushed   map[string]bool
+	dir         string
+	registryDir string
+	registry    *testbase.Registry
+	bodies      map[string]*body // by testbase's name of the part
+	pushed      map[string]bool
 }
 
 // body is a layer but for its end: its tar's entries without the zeros at the
@@ -40,7 +41,6 @@ type body struct {
 	part        string
 	path        string // the gzip member
 	size        int64
-	plain       int64 // bytes of the tar
 	sum, packed hash.Hash
 }
 
@@ -52,8 +52,13 @@ var baseLayers = map[string][]string{
 	"node":    {"busybox", "alpine", "node", "npm"},
 }
 
-// body makes the layer of that part, or has it already.
+// body makes the layer of testbase's part, or has it already.
 func (im *images) body(part string) (*body, error) {
+	return im.bodyOf(part, func(w io.Writer) error { return testbase.Tar(w, part) })
+}
+
+// bodyOf makes the layer that fill writes as a tar without an end.
+func (im *images) bodyOf(part string, fill func(io.Writer) error) (*body, error) {
 	if b, ok := im.bodies[part]; ok {
 		return b, nil
 	}
@@ -65,7 +70,7 @@ func (im *images) body(part string) (*body, error) {
 	defer f.Close()
 	buffered := bufio.NewWriterSize(io.MultiWriter(f, b.packed), 1<<20)
 	zip := gzip.NewWriter(buffered)
-	if err := testbase.Tar(io.MultiWriter(zip, b.sum, (*counter)(&b.plain)), part); err != nil {
+	if err := fill(io.MultiWriter(zip, b.sum)); err != nil {
 		return nil, err
 	}
 	if err := zip.Close(); err != nil {
@@ -81,14 +86,6 @@ func (im *images) body(part string) (*body, error) {
 	b.size = fi.Size()
 	im.bodies[part] = b
 	return b, f.Close()
-}
-
-// counter counts the bytes written to it.
-type counter int64
-
-func (c *counter) Write(p []byte) (int, error) {
-	*c += counter(len(p))
-	return len(p), nil
 }
 
 // layer is the body with an end; with a serial it is one that nobody has seen.
@@ -178,6 +175,54 @@ type readCloser struct {
 // push puts the base image called kind into the registry and returns its
 // reference. With a serial, layers that have something in them are new.
 func (im *images) push(ctx context.Context, kind, serial string) (string, error) {
+	var layers []*body
+	for _, part := range baseLayers[kind] {
+		b, err := im.body(part)
+		if err != nil {
+			return "", fmt.Errorf("base image %s: %w", kind, err)
+		}
+		layers = append(layers, b)
+	}
+	return im.pushLayers(ctx, kind, serial, layers)
+}
+
+// pushMany is push for busybox and further layers, n in all, of a megabyte
+// each.
+func (im *images) pushMany(ctx context.Context, n int, serial string) (string, error) {
+	layers := make([]*body, n)
+	for i := range layers {
+		part, fill := "busybox", func(w io.Writer) error { return testbase.Tar(w, "busybox") }
+		if i > 0 {
+			part = fmt.Sprintf("small%d", i)
+			fill = func(w io.Writer) error { return smallLayer(w, i) }
+		}
+		var err error
+		if layers[i], err = im.bodyOf(part, fill); err != nil {
+			return "", fmt.Errorf("base image of %d layers: %w", n, err)
+		}
+	}
+	return im.pushLayers(ctx, fmt.Sprintf("layers%d", n), serial, layers)
+}
+
+// smallLayer writes 50 files of 20 kB.
+func smallLayer(w io.Writer, i int) error {
+	source := random(uint64(i))
+	tw := tar.NewWriter(w)
+	data := make([]byte, 20<<10)
+	for f := range 50 {
+		_, _ = source.Read(data) // never fails
+		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("layers/%d/%d", i, f), Mode: 0o644, Size: int64(len(data))}); err != nil {
+			return err
+		}
+		if _, err := tw.Write(data); err != nil {
+			return err
+		}
+	}
+	return tw.Flush()
+}
+
+// pushLayers pushes an image of those layers under that name.
+func (im *images) pushLayers(ctx context.Context, kind, serial string, layers []*body) (string, error) {
 	tag := "latest"
 	if serial != "" {
 		tag = serial
@@ -194,16 +239,12 @@ func (im *images) push(ctx context.Context, kind, serial string) (string, error)
 	if err != nil {
 		return "", err
 	}
-	for _, part := range baseLayers[kind] {
-		b, err := im.body(part)
-		if err != nil {
-			return "", fmt.Errorf("base image %s: %w", kind, err)
-		}
+	for _, b := range layers {
 		l, err := b.layer(serial)
-		if err != nil {
-			return "", fmt.Errorf("base image %s: %w", kind, err)
+		if err == nil {
+			img, err = mutate.AppendLayers(img, l)
 		}
-		if img, err = mutate.AppendLayers(img, l); err != nil {
+		if err != nil {
 			return "", fmt.Errorf("base image %s: %w", kind, err)
 		}
 	}
@@ -216,4 +257,10 @@ func (im *images) push(ctx context.Context, kind, serial string) (string, error)
 	}
 	im.pushed[ref] = true
 	return ref, nil
+}
+
+// empty makes the registry forget what it has.
+func (im *images) empty() error {
+	clear(im.pushed)
+	return os.RemoveAll(filepath.Join(im.registryDir, "data", "docker", "registry", "v2"))
 }

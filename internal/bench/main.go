@@ -17,12 +17,16 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/861fb494/build/internal/bench/limits"
 )
 
 func main() {
+	limits.Child()
 	if os.Getenv(stopwatchVariable) != "" {
 		os.Exit(stopwatch(os.Stdin, os.Stdout))
 	}
@@ -45,26 +49,53 @@ type options struct {
 	network   string
 	timeout   time.Duration
 	verbose   bool
+	limits    bool
+	scale     bool
+	sizes     map[string][]int  // by curve
+	versions  map[string]string // by builder, where it does not tell its own
+	from      string
+	doc       string
 }
 
 func parseFlags(args []string) (options, error) {
-	var o options
+	o := options{sizes: map[string][]int{}, versions: map[string]string{}}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&o.workloads, "w", "", "the `workloads` to run, with commas (default: all)")
 	f.StringVar(&o.builders, "builders", "", "the `builders` to compare, with commas: build, buildkit, buildah, docker (default: all that are here)")
-	f.IntVar(&o.rounds, "n", 5, "`rounds`: in each, every builder has its turn")
+	f.IntVar(&o.rounds, "n", 0, "`rounds`: in each, every builder has its turn (default 5; of curves 3)")
 	f.StringVar(&o.out, "out", "", "write results to this `directory`")
 	f.StringVar(&o.scratch, "root", "", "a `directory` to work in, on the file system to measure: 20 GB (default: a temporary one)")
 	f.StringVar(&o.binary, "build", "", "build's `binary` (default: one is built)")
 	f.StringVar(&o.network, "network", "host", "build's `network`, as the peers' steps have the host's; the default one is measured beside it")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "how long one build may take")
+	f.BoolVar(&o.limits, "limits", true, "measure what the machine can do as well")
+	f.BoolVar(&o.scale, "scale", false, "measure curves of build alone, or of -builders; -w names curves")
+	f.Func("sizes", "sizes of a curve, as `CURVE=N,N,…` (repeatable)", func(v string) error {
+		name, sizes, err := parseSizes(v)
+		o.sizes[name] = sizes
+		return err
+	})
+	f.Func("version", "the version of a builder that does not tell it, as `BUILDER=VERSION` (repeatable)", func(v string) error {
+		name, version, ok := strings.Cut(v, "=")
+		if !ok {
+			return errors.New("want BUILDER=VERSION")
+		}
+		o.versions[name] = version
+		return nil
+	})
+	f.StringVar(&o.from, "from", "", "measure nothing: take the results in this `file` that an earlier run wrote")
+	f.StringVar(&o.doc, "doc", "", "write tables and pictures into this Markdown `file`, between its marks, and beside it")
 	f.BoolVar(&o.verbose, "v", false, "print each sample")
 	f.Usage = func() {
 		fmt.Fprintln(f.Output(), "usage: bench [flags]\n\nflags:")
 		f.PrintDefaults()
 		fmt.Fprintln(f.Output(), "\nworkloads:")
-		for _, w := range workloads() {
-			fmt.Fprintf(f.Output(), "  %-8s %s\n", w.name, w.title)
+		for _, w := range new(bench).workloads() {
+			fmt.Fprintf(f.Output(), "  %-10s%s\n", w.name, w.title)
+		}
+		fmt.Fprintln(f.Output(), "\ncurves:")
+		for _, c := range new(bench).curves() {
+			fmt.Fprintf(f.Output(), "  %-10s%s: %v\n", c.name, c.title, c.sizes)
 		}
 	}
 	if err := f.Parse(args); err != nil {
@@ -73,54 +104,94 @@ func parseFlags(args []string) (options, error) {
 	if f.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q: workloads are given by -w", f.Arg(0))
 	}
-	if o.rounds < 1 {
+	switch {
+	case o.rounds < 0:
 		return o, fmt.Errorf("-n %d: want at least one round", o.rounds)
+	case o.rounds == 0 && o.scale:
+		o.rounds = 3
+	case o.rounds == 0:
+		o.rounds = 5
 	}
 	return o, nil
 }
 
-func run(ctx context.Context) (err error) {
+func run(ctx context.Context) error {
 	o, err := parseFlags(os.Args[1:])
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return nil
 	case err != nil:
 		return err
-	case os.Geteuid() != 0:
-		return errors.New("it needs root: the peers do, and so does reading their daemons' memory")
 	}
-	wanted, err := selectWorkloads(o.workloads)
+	var report Report
+	if o.from != "" {
+		report, err = readReport(o.from)
+	} else {
+		report, err = measure(ctx, o)
+	}
 	if err != nil {
 		return err
+	}
+	if o.from != "" && o.out != "" {
+		if err := report.write(o.out); err != nil {
+			return err
+		}
+	}
+	if o.doc != "" {
+		return report.document(o.doc)
+	}
+	return nil
+}
+
+// measure is a whole run. It prints what it finds when it has found it.
+func measure(ctx context.Context, o options) (_ Report, err error) {
+	if os.Geteuid() != 0 {
+		return Report{}, errors.New("it needs root: the peers do, and so does reading their daemons' memory")
 	}
 	dir, err := os.MkdirTemp(o.scratch, "build-bench-")
 	if err != nil {
-		return err
+		return Report{}, err
 	}
-	b := &bench{options: o, dir: dir}
+	b := &bench{options: o, dir: dir, id: serial()}
 	defer func() { err = errors.Join(err, b.close()) }()
 	if b.binary, err = productAt(ctx, o.binary, dir); err != nil {
-		return err
+		return Report{}, err
+	}
+	if o.scale {
+		return b.scale(ctx)
+	}
+	wanted, err := selectNamed(b.workloads(), func(w workload) string { return w.name }, o.workloads)
+	if err != nil {
+		return Report{}, err
 	}
 	if err := b.start(ctx); err != nil {
-		return err
+		return Report{}, err
 	}
-	report := b.describe(ctx)
+	report := b.describe()
 	printMachine(os.Stdout, report)
+	if o.limits {
+		if report.Limits, err = limits.Measure(ctx, dir); err != nil {
+			return report, fmt.Errorf("measure the machine's limits: %w", err)
+		}
+		for _, l := range report.Limits {
+			fmt.Println(l)
+		}
+		fmt.Println()
+	}
 	for _, w := range wanted {
 		result, err := b.workload(ctx, w)
 		if err != nil {
-			return fmt.Errorf("%s: %w", w.name, err)
+			return report, fmt.Errorf("%s: %w", w.name, err)
 		}
 		report.Results = append(report.Results, result)
 		printResult(os.Stdout, result, len(report.Results) == 1)
 		if o.out != "" { // each time, so that a run that is stopped leaves something
 			if err := report.write(o.out); err != nil {
-				return err
+				return report, err
 			}
 		}
 	}
-	return nil
+	return report, nil
 }
 
 // productAt is the path of the program to measure; it is built where none is
@@ -138,23 +209,19 @@ func productAt(ctx context.Context, given, dir string) (string, error) {
 	return path, nil
 }
 
-// selectWorkloads is the workloads called names, in their usual order.
-func selectWorkloads(names string) ([]workload, error) {
-	all := workloads()
+// selectNamed is those of all that names lists, with commas, in that order; ""
+// lists all.
+func selectNamed[T any](all []T, name func(T) string, names string) ([]T, error) {
 	if names == "" {
 		return all, nil
 	}
-	var wanted []workload
-	for name := range strings.SplitSeq(names, ",") {
-		found := false
-		for _, w := range all {
-			if w.name == name {
-				wanted, found = append(wanted, w), true
-			}
+	var wanted []T
+	for want := range strings.SplitSeq(names, ",") {
+		i := slices.IndexFunc(all, func(x T) bool { return name(x) == want })
+		if i < 0 {
+			return nil, fmt.Errorf("-w: there is no %q: -h lists them", want)
 		}
-		if !found {
-			return nil, fmt.Errorf("no workload %q: -h lists them", name)
-		}
+		wanted = append(wanted, all[i])
 	}
 	return wanted, nil
 }

@@ -1,15 +1,17 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
-	"text/tabwriter"
+	"slices"
+	"strconv"
 	"time"
+
+	"github.com/861fb494/build/internal/bench/limits"
 )
 
 // Report is everything that a run of the benchmark found; its JSON is for
@@ -20,7 +22,9 @@ type Report struct {
 	Builders []Builder
 	Missing  []string `json:",omitempty"` // builders that are not here, and why
 	Rounds   int
-	Results  []Result
+	Limits   []limits.Limit `json:",omitempty"` // of this machine
+	Results  []Result       `json:",omitempty"`
+	Curves   []Curve        `json:",omitempty"`
 }
 
 // Builder is one that was measured.
@@ -29,6 +33,8 @@ type Builder struct{ Name, Title, Version string }
 // Result is a workload's.
 type Result struct {
 	Name, Title string
+	Failure     string `json:",omitempty"` // nothing was measured
+	Layers      int64  `json:",omitempty"` // of "disk": bytes of the layers' tars
 	Entries     []Entry
 }
 
@@ -67,21 +73,27 @@ func (e Entry) values(of func(Sample) float64) []float64 {
 	return v
 }
 
-func wall(s Sample) float64   { return s.Wall }
-func cpu(s Sample) float64    { return s.CPU }
-func client(s Sample) float64 { return float64(s.Client) }
-func daemon(s Sample) float64 { return float64(s.Daemon) }
+func wall(s Sample) float64    { return s.Wall }
+func cpu(s Sample) float64     { return s.CPU }
+func client(s Sample) float64  { return float64(s.Client) }
+func daemon(s Sample) float64  { return float64(s.Daemon) }
+func foreign(s Sample) float64 { return s.Foreign }
 
 // describe is the report before there are results.
-func (b *bench) describe(_ context.Context) Report {
+func (b *bench) describe() Report {
 	r := Report{Date: time.Now().UTC().Truncate(time.Second), Machine: thisMachine(b.dir), Missing: b.missing, Rounds: b.options.rounds}
 	for _, is := range b.found {
-		r.Builders = append(r.Builders, Builder{is.name, is.title, is.version})
+		version := is.version
+		if v := b.options.versions[is.name]; v != "" {
+			version = v
+		}
+		r.Builders = append(r.Builders, Builder{is.name, is.title, version})
 	}
 	return r
 }
 
-// write puts the report into dir as results.json.
+// write puts the report into dir: results.json, or scale.json for curves, and
+// a picture beside it.
 func (r Report) write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -90,7 +102,29 @@ func (r Report) write(dir string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "results.json"), append(text, '\n'), 0o644)
+	path := filepath.Join(dir, r.kind())
+	return errors.Join(os.WriteFile(path+".json", append(text, '\n'), 0o644), os.WriteFile(path+".svg", r.picture(), 0o644))
+}
+
+// kind names the report's files, and its part of a document.
+func (r Report) kind() string {
+	if len(r.Curves) > 0 {
+		return "scale"
+	}
+	return "results"
+}
+
+// readReport reads what write has written.
+func readReport(path string) (Report, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return Report{}, err
+	}
+	var r Report
+	if err := json.Unmarshal(text, &r); err != nil {
+		return Report{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return r, nil
 }
 
 func printMachine(w io.Writer, r Report) {
@@ -101,42 +135,53 @@ func printMachine(w io.Writer, r Report) {
 	for _, m := range r.Missing {
 		fmt.Fprintf(w, "not compared: %s\n", m)
 	}
-	if len(r.peers()) == 0 {
+	if !r.compares() {
 		fmt.Fprintln(w, "no peers: these figures compare nothing")
 	}
 	fmt.Fprintln(w)
 }
 
-// peers are the builders that are not build.
-func (r Report) peers() []string {
-	var names []string
-	for _, b := range r.Builders {
-		if !strings.HasPrefix(b.Name, "build-") && b.Name != "build" {
-			names = append(names, b.Name)
-		}
-	}
-	return names
+// compares says whether there is a builder that is not build.
+func (r Report) compares() bool {
+	return slices.ContainsFunc(r.Builders, func(b Builder) bool { return !b.ours() })
 }
 
-// printResult prints a workload's rows.
+// printResult prints a workload's rows, below the table's head where it is the
+// first.
 func printResult(w io.Writer, r Result, first bool) {
-	t := tabwriter.NewWriter(w, 9, 8, 2, ' ', 0)
+	const row = "%-10s%-16s%9s %9s %9s %9s %7s %9s %9s %9s %7s\n"
 	if first {
-		fmt.Fprintln(t, "workload\tbuilder       \tmedian\tfrom\tto\tCPU s\tclient MB\tdaemon MB\tstate MB\tbuild/it\tothers' CPUs")
+		fmt.Fprintf(w, row, "workload", "builder", "median s", "from", "to", "build/it", "CPU s", "client MB", "daemon MB", "state MB", "foreign")
+	}
+	if r.Failure != "" {
+		fmt.Fprintf(w, "%-10sfailed: %s\n", r.Name, r.Failure)
 	}
 	for _, e := range r.Entries {
 		if e.Failure != "" {
-			fmt.Fprintf(t, "%s\t%-14s\tfailed: %s\n", r.Name, e.Builder, e.Failure)
+			fmt.Fprintf(w, "%-10s%-16s failed: %s\n", r.Name, e.Builder, e.Failure)
 			continue
 		}
 		low, high := bounds(e.values(wall))
+		f := func(places int, v float64) string { return strconv.FormatFloat(v, 'f', places, 64) }
 		ratio := "-"
-		if ours, ok := r.entry("build"); ok && e.Builder != "build" {
-			ratio = fmt.Sprintf("%.3f", pairedRatio(ours.values(wall), e.values(wall)))
+		if v := r.ratio(e.Builder); v > 0 {
+			ratio = f(3, v)
 		}
-		fmt.Fprintf(t, "%s\t%-14s\t%.3f\t%.3f\t%.3f\t%.3f\t%.0f\t%.0f\t%.0f\t%s\t%.2f\n", r.Name, e.Builder,
-			median(e.values(wall)), low, high, median(e.values(cpu)), median(e.values(client))/1e6, median(e.values(daemon))/1e6, float64(e.State)/1e6,
-			ratio, median(e.values(func(s Sample) float64 { return s.Foreign })))
+		fmt.Fprintf(w, row, r.Name, e.Builder, f(3, median(e.values(wall))), f(3, low), f(3, high), ratio, f(2, median(e.values(cpu))),
+			f(0, median(e.values(client))/1e6), f(0, median(e.values(daemon))/1e6), f(0, float64(e.State)/1e6), f(2, median(e.values(foreign))))
 	}
-	t.Flush()
+	if r.Layers > 0 {
+		fmt.Fprintf(w, "%-10sthe layers' tars have %.0f MB\n", r.Name, float64(r.Layers)/1e6)
+	}
+}
+
+// ratio is what build took for each second of that builder; 0 where there is
+// none.
+func (r Result) ratio(of string) float64 {
+	ours, ok1 := r.entry("build")
+	its, ok2 := r.entry(of)
+	if !ok1 || !ok2 || of == "build" {
+		return 0
+	}
+	return pairedRatio(ours.values(wall), its.values(wall))
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 )
@@ -17,13 +18,18 @@ type workload struct {
 	// dockerfile is that of build i. The serial is another in each run where
 	// fresh is set, else the same in all.
 	dockerfile func(base, serial string, i int) string
-	files      func(dir string, i int) error         // writes the rest of the context
-	change     func(dir string, serial string) error // changes it before each run
+	files      func(ctx context.Context, dir string, i int) error // writes the rest of the context
+	change     func(dir string, serial string) error              // changes it before each run
+
+	// image, where it is set, stands for base.
+	image func(ctx context.Context, serial string) (string, error)
 
 	primed  priming
-	fresh   bool // see dockerfile
-	newBase bool // each run's base image is one that nobody has seen
-	warm    bool // each run's timed build comes after one without output
+	fresh   bool     // see dockerfile
+	newBase bool     // each run's base image is one that nobody has seen
+	after   []string // it is these workloads, once each, and what they leave on disk
+	forget  bool     // a state of our own is emptied before each run
+	warm    bool     // each run's timed build comes after one without output
 }
 
 // priming is what a builder does before the first round.
@@ -36,7 +42,7 @@ const (
 )
 
 // workloads lists them all.
-func workloads() []workload {
+func (b *bench) workloads() []workload {
 	from := func(steps ...string) func(string, string, int) string {
 		return func(base, _ string, _ int) string { return "FROM " + base + "\n" + strings.Join(steps, "\n") + "\n" }
 	}
@@ -48,15 +54,35 @@ func workloads() []workload {
 		return workload{title: "COPY of 50,000 files of 4 KiB never seen before, " + title, base: "busybox", out: out, noCache: true,
 			files: smallFiles, change: stamp, dockerfile: from("COPY src /data/")}
 	}
+	push := func(out output, warm bool, title string) workload {
+		return workload{title: title, base: "busybox", out: out, warm: warm, change: stamp, dockerfile: from("COPY t /t/"),
+			files: func(_ context.Context, dir string, _ int) error {
+				if err := unpack("toolchain", dir+"/t"); err != nil {
+					return err
+				}
+				return unpack("system", dir+"/t")
+			}}
+	}
+	node := func(phase string, w workload) workload {
+		w.name, w.title, w.base, w.runs = "w8n+"+phase, "a Node application, "+w.title, "node", true
+		w.files, w.dockerfile = b.nodeApp, nodeDockerfile
+		return w
+	}
+	golang := func(phase string, w workload) workload {
+		w.name, w.title, w.base, w.runs = "w8g+"+phase, "a Go application, "+w.title, "golang", true
+		w.files, w.dockerfile = b.goApp, goDockerfile
+		return w
+	}
+	const cold, edited, same = "base image here, nothing else", "a line edited", "nothing to do"
 	named := func(name string, w workload) workload { w.name = name; return w }
 	return []workload{
 		{name: "w1s", title: "nothing to do: 3 steps, one file", base: "busybox", runs: true, primed: primeSame,
-			files:      func(dir string, _ int) error { return write(dir, "a.txt", "hello\n") },
+			files:      func(_ context.Context, dir string, _ int) error { return write(dir, "a.txt", "hello\n") },
 			dockerfile: from("COPY a.txt /a.txt", "RUN cat /a.txt >/b.txt", "ENV X=1")},
 		{name: "w1", title: "nothing to do: 20 steps, 10,000 files", base: "busybox", runs: true, primed: primeSame, files: manySteps,
 			dockerfile: from(twentySteps()...)},
 		{name: "w2", title: "one of 10,000 files changed: COPY and a cheap RUN", base: "busybox", runs: true, primed: primeSame,
-			files:  func(dir string, _ int) error { return textTree(dir+"/src", 100, 100, 2) },
+			files:  func(_ context.Context, dir string, _ int) error { return textTree(dir+"/src", 100, 100, 2) },
 			change: appendToOne, dockerfile: from("WORKDIR /app", "COPY . /app/", "RUN cat /app/src/d050/f050.txt | wc -c >/size")},
 		{name: "w3", title: "50 RUN that do nothing, not cached", base: "busybox", runs: true, noCache: true,
 			dockerfile: from(numbered(50, func(i int) string { return fmt.Sprintf("RUN true %d", i) })...)},
@@ -66,13 +92,19 @@ func workloads() []workload {
 		named("w5a+oci", large(ociTar, "as an OCI archive")),
 		named("w5b", small(nothing, "no name")),
 		named("w5b+oci", small(ociTar, "as an OCI archive")),
+		named("w6", push(pushGzip, true, "first push of 440 MB, built before, gzip")),
+		named("w6+zstd", push(pushZstd, true, "first push of 440 MB, built before, zstd")),
+		named("w6+build", push(pushGzip, false, "build and first push of 440 MB, gzip")),
 		{name: "w7", title: "cold pull of a base image, RUN true", base: "system", runs: true, newBase: true, primed: primeTool, dockerfile: from("RUN true")},
 		{name: "w7b", title: "cold pull of two large layers, RUN true", base: "golang", runs: true, newBase: true, primed: primeTool, dockerfile: from("RUN true")},
-		{name: "w9", title: "8 different builds at once", base: "system", runs: true, builds: 8, change: stamp,
-			files: func(dir string, i int) error { return textTree(dir+"/src", 10, 100, 100+uint64(i)) },
-			dockerfile: func(base, _ string, i int) string {
-				return fmt.Sprintf("FROM %s\nWORKDIR /app\nCOPY . /app/\nRUN find /app -type f | xargs sha256sum >/sums-%d\nRUN sort /sums-%[2]d >/sorted && rm -rf /app/src/d000\nRUN tar cf /all.tar /app\n", base, i)
-			}},
+		node("cold", workload{title: cold, fresh: true}),
+		node("edit", workload{title: edited, primed: primeSame, change: edit("server.js", "send('")}),
+		node("noop", workload{title: same, primed: primeSame}),
+		golang("cold", workload{title: cold, fresh: true}),
+		golang("edit", workload{title: edited, primed: primeSame, change: edit("main.go", `version = "`)}),
+		golang("noop", workload{title: same, primed: primeSame}),
+		named("w9", severalBuilds(8)),
+		{name: "disk", title: "state on disk after w1, w2, w5b and w5a", after: []string{"w1", "w2", "w5b", "w5a"}, base: "busybox"},
 	}
 }
 
@@ -104,4 +136,13 @@ func eightStages(base, _ string, _ int) string {
 		fmt.Fprintf(&text, "COPY --from=s%d /out%[1]d /out%[1]d\n", i)
 	}
 	return text.String()
+}
+
+// severalBuilds is n different builds at once.
+func severalBuilds(n int) workload {
+	return workload{title: fmt.Sprintf("%d different builds at once", n), base: "system", runs: true, builds: n, change: stamp,
+		files: func(_ context.Context, dir string, i int) error { return textTree(dir+"/src", 10, 100, 100+uint64(i)) },
+		dockerfile: func(base, _ string, i int) string {
+			return fmt.Sprintf("FROM %s\nWORKDIR /app\nCOPY . /app/\nRUN find /app -type f | xargs sha256sum >/sums-%d\nRUN sort /sums-%[2]d >/sorted && rm -rf /app/src/d000\nRUN tar cf /all.tar /app\n", base, i)
+		}}
 }
