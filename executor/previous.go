@@ -34,10 +34,11 @@ type previous struct {
 const maxStarts = 16
 
 // newPrevious is the layer made last at n's place; nil if there is none, if its
-// files cannot be shared, or if it is one of base.
+// files cannot be shared, if it is one of base, or if nothing made before is to
+// be used.
 func (w *Worker) newPrevious(n *llb.Node, base []oci.Layer) *previous {
 	place := w.place(n)
-	if place == "" {
+	if place == "" || w.Meta[n.Digest].NoCache {
 		return nil
 	}
 	last, err := w.Store.Last(place)

@@ -38,13 +38,15 @@ func TestCopyLinksWhatIsAsItWas(t *testing.T) {
 	at := time.Unix(1_600_000_000, 5)
 	tests := []struct {
 		name   string
-		owner  string
+		owner  string                         // of the copy, the second time; "no cache" for that
 		change func(r *rig, old string) error // old is the file in the first layer
 		linked bool
 		text   string
 	}{
 		{"nothing", "", func(*rig, string) error { return nil }, true, "same"},
-		{"bytes", "", func(r *rig, _ string) error { return os.WriteFile(filepath.Join(r.dir, "d/s/f"), []byte("other"), 0o644) }, false, "other"},
+		{"bytes", "", func(r *rig, _ string) error {
+			return os.WriteFile(filepath.Join(r.dir, "d/s/f"), []byte("other"), 0o644)
+		}, false, "other"},
 		{"bytes, with size and time kept", "", func(r *rig, _ string) error {
 			f := filepath.Join(r.dir, "d/s/f")
 			if err := os.WriteFile(f, []byte("emas"), 0o644); err != nil {
@@ -56,6 +58,7 @@ func TestCopyLinksWhatIsAsItWas(t *testing.T) {
 		{"time", "", func(r *rig, _ string) error {
 			return os.Chtimes(filepath.Join(r.dir, "d/s/f"), at, at.Add(1))
 		}, false, "same"},
+		{"nothing, without the cache", "no cache", func(*rig, string) error { return nil }, false, "same"},
 		{"owner", "7:8", func(*rig, string) error { return nil }, false, "same"},
 		{"a tampered layer", "", func(_ *rig, old string) error { return os.WriteFile(old, []byte("evil"), 0o644) }, false, "same"},
 		{"a truncated layer", "", func(_ *rig, old string) error {
@@ -88,8 +91,12 @@ func TestCopyLinksWhatIsAsItWas(t *testing.T) {
 			}
 			time.Sleep(25 * time.Millisecond) // or the stamps prove nothing
 			build := func(owner string) Result {
+				noCache := owner == "no cache"
+				if noCache {
+					owner = ""
+				}
 				n := copyOf(scratch, llb.Copy{Sources: []string{"/d"}, Dest: "/x/", Owner: llb.Owner(owner)})
-				r.meta = map[oci.Digest]llb.Meta{n.Digest: {Stage: "s", Ordinal: 1}}
+				r.meta = map[oci.Digest]llb.Meta{n.Digest: {Stage: "s", Ordinal: 1, NoCache: noCache}}
 				res, w := r.mustBuild(n)
 				if len(w.ran) != 1 {
 					t.Fatalf("the build ran %q, want the copy", w.ran)

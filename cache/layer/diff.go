@@ -127,6 +127,7 @@ func (d *differ) dir(f *os.File, p string, below, whole bool) error {
 			}
 		}
 	}
+	var found []found // of the first names
 	for len(names)+len(gone) > 0 {
 		if len(names) == 0 || len(gone) > 0 && gone[0] < names[0] {
 			if err := d.removed(join(p, gone[0]), below); err != nil {
@@ -135,13 +136,21 @@ func (d *differ) dir(f *os.File, p string, below, whole bool) error {
 			gone = gone[1:]
 			continue
 		}
-		if err := d.one(f, names[0], join(p, names[0]), below, whole); err != nil {
+		if len(found) == 0 {
+			if found, err = scanAll(int(f.Fd()), p, names[:min(len(names), maxScan)]); err != nil {
+				return err
+			}
+		}
+		if err := d.one(f, names[0], &found[0], below, whole); err != nil {
 			return err
 		}
-		names = names[1:]
+		names, found = names[1:], found[1:]
 	}
 	return nil
 }
+
+// maxScan is how many names of a directory are read at once.
+const maxScan = 1024
 
 // removed lists the removal of p, if there is something to remove.
 func (d *differ) removed(p string, below bool) error {
@@ -158,17 +167,15 @@ func (d *differ) removed(p string, below bool) error {
 	return d.emit(tree.Change{Entry: tree.Entry{Path: p}, Removed: true})
 }
 
-// one lists the changes of p, which is name in dir, and of what is in it.
-func (d *differ) one(dir *os.File, name, p string, below, whole bool) error {
-	e, err := scan(int(dir.Fd()), name, p)
-	if err != nil {
-		return err
-	}
+// one lists the changes of e, which is name in dir, and of what is in it.
+func (d *differ) one(dir *os.File, name string, e *found, below, whole bool) error {
+	p := e.Path
 	if e.whiteout {
 		return d.removed(p, below)
 	}
 	var low tree.Entry
 	if below {
+		var err error
 		low, err = d.lower.Lstat(p)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -177,7 +184,7 @@ func (d *differ) one(dir *os.File, name, p string, below, whole bool) error {
 	}
 	c := tree.Change{Entry: e.Entry}
 	if !e.IsDir() {
-		same, err := d.same(dir, name, &e, &low)
+		same, err := d.same(dir, name, e, &low)
 		if err != nil || same {
 			return err
 		}

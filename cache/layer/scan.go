@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/tree"
@@ -54,6 +56,31 @@ func scan(dir int, name, full string) (found, error) {
 	}
 	return f, nil
 }
+
+// scanAll is scan of several names in dir, whose path is p, by several goroutines
+// where that is worth it.
+func scanAll(dir int, p string, names []string) ([]found, error) {
+	out := make([]found, len(names))
+	part := func(from, to int) (err error) {
+		for i := from; i < to && err == nil; i++ {
+			out[i], err = scan(dir, names[i], join(p, names[i]))
+		}
+		return err
+	}
+	workers := min(runtime.GOMAXPROCS(0), len(names)/minScan)
+	if workers < 2 {
+		return out, part(0, len(names))
+	}
+	var g errgroup.Group
+	size := (len(names) + workers - 1) / workers
+	for from := 0; from < len(names); from += size {
+		g.Go(func() error { return part(from, min(from+size, len(names))) })
+	}
+	return out, g.Wait()
+}
+
+// minScan is how many names are worth a goroutine.
+const minScan = 16
 
 func (f *found) readXattrs(dir int, name string) error {
 	// The system calls on xattrs have no *at form before Linux 6.13.
