@@ -223,7 +223,7 @@ func (c *copier) open(p string) (*input, error) {
 func (c *copier) bytes(ctx context.Context, in *input, out int) (oci.Digest, error) {
 	if in.Known == "" {
 		h := blake3.New()
-		if _, err := pour(ctx, in.FD, out, h); err != nil {
+		if _, err := pour(ctx, in.FD, out, -1, h); err != nil {
 			return "", err
 		}
 		return sumOf(h), nil
@@ -255,7 +255,7 @@ func (c *copier) copyKnown(ctx context.Context, in *input, out int) (int64, erro
 		c.noClones.Store(true)
 	}
 	if !in.fixed && in.Size < smallFile {
-		return pour(ctx, in.FD, out, nil)
+		return pour(ctx, in.FD, out, in.Size, nil)
 	}
 	var total int64
 	for {
@@ -263,11 +263,11 @@ func (c *copier) copyKnown(ctx context.Context, in *input, out int) (int64, erro
 			return total, err
 		}
 		n, err := unix.CopyFileRange(in.FD, nil, out, nil, 64<<20, 0)
-		total += int64(n)
+		total += int64(max(n, 0))
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil && total == 0 && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EIO) && !errors.Is(err, unix.EDQUOT):
-			return pour(ctx, in.FD, out, nil) // other file systems cannot
+			return pour(ctx, in.FD, out, -1, nil) // other file systems cannot
 		case err != nil:
 			return total, os.NewSyscallError("copy_file_range", err)
 		case n == 0:
@@ -278,8 +278,9 @@ func (c *copier) copyKnown(ctx context.Context, in *input, out int) (int64, erro
 
 var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
 
-// pour reads in to its end and writes it to out and, if that is not nil, h.
-func pour(ctx context.Context, in, out int, h *blake3.Hasher) (int64, error) {
+// pour reads in to its end, or till there are so many bytes, if that is not -1,
+// and writes it to out and, if that is not nil, h.
+func pour(ctx context.Context, in, out int, till int64, h *blake3.Hasher) (int64, error) {
 	buf := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(buf)
 	var total int64
@@ -308,7 +309,9 @@ func pour(ctx context.Context, in, out int, h *blake3.Hasher) (int64, error) {
 			}
 			b = b[max(w, 0):]
 		}
-		total += int64(n)
+		if total += int64(n); total == till {
+			return total, nil
+		}
 	}
 }
 

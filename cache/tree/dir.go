@@ -95,6 +95,9 @@ var umask = sync.OnceValue(func() uint32 {
 	return uint32(n)
 })
 
+// self is the user that makes files.
+var self = sync.OnceValues(func() (uid, gid int) { return os.Geteuid(), os.Getegid() })
+
 // Create makes the regular file name, open for writing, to be given to Finish
 // with the same e. A name that is there is an fs.ErrExist.
 func (d *Dir) Create(name string, e *Entry) (fd int, err error) {
@@ -113,7 +116,8 @@ func (d *Dir) Finish(fd int, name string, e *Entry) error {
 }
 
 func (d *Dir) finish(fd int, name string, e *Entry) error {
-	owned := e.UID == os.Geteuid() && e.GID == os.Getegid()
+	uid, gid := self()
+	owned := e.UID == uid && e.GID == gid
 	// Writing and chown take set-user-ID bits away.
 	moded := owned && e.Perm()&(0o7000|umask()) == 0
 	if moded && d.made.Load() == madeUnknown {
