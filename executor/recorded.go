@@ -243,40 +243,19 @@ func (t *recordedTree) ReadDir(p string) ([]string, error) {
 	return slices.Sorted(maps.Keys(n.kids)), nil
 }
 
-// maxLinks is how many symbolic links are followed, as tree.Tree does.
-const maxLinks = 255
-
 // Resolve implements pick.Tree, as tree.Tree does.
 func (t *recordedTree) Resolve(p string, last bool) (string, error) {
-	done, rest := "/", strings.Trim(p, "/")
-	for links := 0; rest != ""; {
-		name, tail, _ := strings.Cut(rest, "/")
-		rest = tail
-		if name == ".." {
-			done = path.Dir(done)
-			continue
-		}
-		if name == "" || name == "." {
-			continue
-		}
-		at := path.Join(done, name)
-		if rest == "" && !last {
-			return at, nil
-		}
+	at, err := tree.Follow("/", p, last, func(at string) (string, bool, error) {
 		n, err := t.find(at)
 		if err != nil || n.Type() != unix.S_IFLNK {
-			done = at
-			continue
+			return "", false, nil
 		}
-		if links++; links > maxLinks {
-			return "", &fs.PathError{Op: "resolve", Path: p, Err: unix.ELOOP}
-		}
-		if strings.HasPrefix(n.Link, "/") {
-			done = "/"
-		}
-		rest = strings.TrimSuffix(strings.Trim(n.Link, "/")+"/"+rest, "/")
+		return n.Link, true, nil
+	})
+	if err != nil {
+		return "", &fs.PathError{Op: "resolve", Path: p, Err: err}
 	}
-	return done, nil
+	return at, nil
 }
 
 // digest implements keyed.

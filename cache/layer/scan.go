@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -30,20 +29,11 @@ func scan(dir int, name, full string) (found, error) {
 	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return found{}, &os.PathError{Op: "lstat", Path: full, Err: err}
 	}
-	f := found{ctime: st.Ctim, Entry: tree.Entry{
-		Path: full, Mode: st.Mode, UID: int(st.Uid), GID: int(st.Gid),
-		ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec),
-		Ino:     st.Ino, Nlink: uint64(st.Nlink),
-	}}
-	switch f.Type() {
-	case unix.S_IFREG:
-		f.Size = st.Size
-	case unix.S_IFCHR, unix.S_IFBLK:
-		f.Major, f.Minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
-		if f.whiteout = f.Type() == unix.S_IFCHR && st.Rdev == 0; f.whiteout {
-			return f, nil
-		}
-	case unix.S_IFLNK:
+	f := found{ctime: st.Ctim, Entry: tree.EntryOf(full, &st)}
+	if f.whiteout = f.Type() == unix.S_IFCHR && st.Rdev == 0; f.whiteout {
+		return f, nil
+	}
+	if f.Type() == unix.S_IFLNK {
 		b := make([]byte, max(st.Size, 255)+1)
 		n, err := unix.Readlinkat(dir, name, b)
 		if err != nil {

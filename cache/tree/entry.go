@@ -36,6 +36,23 @@ type Entry struct {
 	Digest oci.Digest
 }
 
+// EntryOf is the entry at path p as st describes it: without the target of a
+// link and without extended attributes.
+func EntryOf(p string, st *unix.Stat_t) Entry {
+	e := Entry{
+		Path: p, Mode: st.Mode, UID: int(st.Uid), GID: int(st.Gid),
+		ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec),
+		Ino:     st.Ino, Nlink: uint64(st.Nlink),
+	}
+	switch e.Type() {
+	case unix.S_IFREG:
+		e.Size = st.Size
+	case unix.S_IFCHR, unix.S_IFBLK:
+		e.Major, e.Minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
+	}
+	return e
+}
+
 // Type is the type bits of Mode: unix.S_IFREG, unix.S_IFDIR, …
 func (e *Entry) Type() uint32 { return e.Mode & unix.S_IFMT }
 

@@ -253,17 +253,8 @@ func (t *Tree) find(p string, skip bool) (int, unix.Stat_t, error) {
 }
 
 func (t *Tree) entry(i int, p string, st *unix.Stat_t) (Entry, error) {
-	e := Entry{
-		Path: p, Mode: st.Mode, UID: int(st.Uid), GID: int(st.Gid),
-		ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec),
-		Ino:     st.Ino, Nlink: uint64(st.Nlink),
-	}
-	switch e.Type() {
-	case unix.S_IFREG:
-		e.Size = st.Size
-	case unix.S_IFCHR, unix.S_IFBLK:
-		e.Major, e.Minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
-	case unix.S_IFLNK:
+	e := EntryOf(p, st)
+	if e.Type() == unix.S_IFLNK {
 		fd, name, err := t.parent(i, p)
 		if err != nil {
 			return e, err
@@ -386,51 +377,21 @@ func (t *Tree) Resolve(p string, last bool) (string, error) { return t.ResolveIn
 func (t *Tree) ResolveIn(base, p string, last bool) (string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	done, rest := base, strings.Trim(p, "/")
-	for links := 0; rest != ""; {
-		name, tail, _ := strings.Cut(rest, "/")
-		rest = tail
-		if name == ".." {
-			if done != base {
-				done = path.Dir(done)
-			}
-			continue
-		}
-		if name == "" || name == "." {
-			continue
-		}
-		at := path.Join(done, name)
-		if rest == "" && !last {
-			return at, nil
-		}
+	at, err := Follow(base, p, last, func(at string) (string, bool, error) {
 		i, st, err := t.find(at, false)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-			done = at
-			continue
+			return "", false, nil
 		}
-		if err != nil {
-			return "", wrap("resolve", p, err)
-		}
-		if st.Mode&unix.S_IFMT != unix.S_IFLNK {
-			done = at
-			continue
-		}
-		if links++; links > 255 {
-			return "", wrap("resolve", p, unix.ELOOP)
+		if err != nil || st.Mode&unix.S_IFMT != unix.S_IFLNK {
+			return "", false, err
 		}
 		e, err := t.entry(i, at, &st)
-		if err != nil {
-			return "", wrap("resolve", p, err)
-		}
-		if strings.HasPrefix(e.Link, "/") {
-			done = base
-		}
-		// A trailing slash of the target means nothing more here: what is no
-		// directory fails where it is used.
-		rest = strings.Trim(e.Link, "/") + "/" + rest
-		rest = strings.TrimSuffix(rest, "/")
+		return e.Link, true, err
+	})
+	if err != nil {
+		return "", wrap("resolve", p, err)
 	}
-	return done, nil
+	return at, nil
 }
 
 // ReadDir is the sorted names in the directory path.

@@ -29,11 +29,7 @@ func newHistoryCommand(g *globals) *cobra.Command {
 		Short: "Show the steps that an image was made by",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			p, err := newPrinter(format)
-			if err != nil {
-				return err
-			}
-			s, err := g.images()
+			p, s, err := g.printing(format)
 			if err != nil {
 				return err
 			}

@@ -57,11 +57,7 @@ REPOSITORY may have wildcards: "team/*". SIZE is that of an image's layers as
 they are kept: of those built here uncompressed, of those pulled compressed.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			p, err := newPrinter(format)
-			if err != nil {
-				return err
-			}
-			s, err := g.images()
+			p, s, err := g.printing(format)
 			if err != nil {
 				return err
 			}

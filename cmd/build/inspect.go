@@ -40,11 +40,7 @@ func newInspectCommand(g *globals) *cobra.Command {
 		Short: "Show all that is known of images, as JSON",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			p, err := newPrinter(format)
-			if err != nil {
-				return err
-			}
-			s, err := g.images()
+			p, s, err := g.printing(format)
 			if err != nil {
 				return err
 			}

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"text/template"
+
+	"github.com/861fb494/build/cache/image"
 )
 
 // printer is what --format asks for.
@@ -34,6 +36,16 @@ func newPrinter(format string) (printer, error) {
 		return printer{}, usagef("--format: %w", err)
 	}
 	return printer{tmpl: t}, nil
+}
+
+// printing is what a command that shows images begins with.
+func (g *globals) printing(format string) (printer, *image.Store, error) {
+	p, err := newPrinter(format)
+	if err != nil {
+		return p, nil, err
+	}
+	s, err := g.images()
+	return p, s, err
 }
 
 // print writes one thing as a line of JSON or by the template.

@@ -140,38 +140,17 @@ func (c *Context) Resolve(p string, last bool) (string, error) {
 	if c.ignore == nil {
 		return c.tree.Resolve(p, last)
 	}
-	done, rest := "/", strings.Trim(p, "/")
-	for links := 0; rest != ""; {
-		name, tail, _ := strings.Cut(rest, "/")
-		rest = tail
-		switch name {
-		case "", ".":
-			continue
-		case "..":
-			done = path.Dir(done)
-			continue
+	at, err := tree.Follow("/", p, last, func(at string) (string, bool, error) {
+		e, err := c.Quick(at)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			return "", false, nil
 		}
-		done = path.Join(done, name)
-		if rest == "" && !last {
-			break
-		}
-		e, err := c.Quick(done)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || err == nil && e.Type() != unix.S_IFLNK {
-			continue
-		}
-		if links++; err == nil && links > 255 {
-			err = &fs.PathError{Op: "resolve", Path: p, Err: unix.ELOOP}
-		}
-		if err != nil {
-			return "", err
-		}
-		done = path.Dir(done)
-		if strings.HasPrefix(e.Link, "/") {
-			done = "/"
-		}
-		rest = strings.Trim(strings.Trim(e.Link, "/")+"/"+rest, "/")
+		return e.Link, err == nil && e.Type() == unix.S_IFLNK, err
+	})
+	if errors.Is(err, unix.ELOOP) {
+		err = &fs.PathError{Op: "resolve", Path: p, Err: err}
 	}
-	return done, nil
+	return at, err
 }
 
 // ReadDir is the sorted names in directory p.

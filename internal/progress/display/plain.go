@@ -34,10 +34,12 @@ const (
 // Steps are numbered in the order in which they begin. Log lines have their
 // time in seconds since then, and are whatever bytes the step wrote.
 func Plain(w io.Writer, o Options) Display {
-	return &plain{
+	p := &plain{
 		o: o, out: newQueue(w), tracker: newTracker(o.now(), tailBytes),
 		partial: map[*step]*partial{},
 	}
+	p.tracker.begun = p.header
+	return p
 }
 
 type plain struct {
@@ -67,28 +69,16 @@ func (p *plain) Emit(e progress.Event) {
 	now := p.o.now()
 	switch e := e.(type) {
 	case progress.Started:
-		if s, isNew := p.tracker.start(e, now); isNew {
-			p.header(s)
-		}
+		p.tracker.start(e, now)
 	case progress.Log:
-		p.log(p.find(e.Step, now), e, now)
+		p.log(p.tracker.find(e.Step, now), e, now)
 	case progress.Counter:
-		p.counter(p.find(e.Step, now), e, now)
+		p.counter(p.tracker.find(e.Step, now), e, now)
 	case progress.Done:
-		p.finish(p.find(e.Step, now), e, now)
-	case progress.Warning:
-		p.tracker.warn(e)
-	case progress.Hint:
-		p.tracker.hints = append(p.tracker.hints, e)
+		p.finish(p.tracker.find(e.Step, now), e, now)
+	default:
+		p.tracker.note(e)
 	}
-}
-
-func (p *plain) find(id progress.Step, now time.Time) *step {
-	s, isNew := p.tracker.find(id, now)
-	if isNew {
-		p.header(s)
-	}
-	return s
 }
 
 // header announces a step that is shown, after an empty line.

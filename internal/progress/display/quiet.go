@@ -26,10 +26,10 @@ func (q *quiet) Emit(e progress.Event) {
 	case progress.Started:
 		q.tracker.start(e, e.Time)
 	case progress.Log:
-		s, _ := q.tracker.find(e.Step, e.Time)
+		s := q.tracker.find(e.Step, e.Time)
 		s.output.add(e.Data)
 	case progress.Done:
-		s, _ := q.tracker.find(e.Step, e.Time)
+		s := q.tracker.find(e.Step, e.Time)
 		q.tracker.end(s, e, e.Time)
 		if e.Err == nil {
 			s.output.data = nil

@@ -21,7 +21,8 @@ type tracker struct {
 	// Numbers of steps; internal ones count if they fail.
 	shown, ended, cached, failed, stopped int
 
-	keep int // bytes of a running step's output that are kept
+	keep  int         // bytes of a running step's output that are kept
+	begun func(*step) // is told each new step; may be nil
 }
 
 func newTracker(now time.Time, keep int) *tracker {
@@ -50,11 +51,11 @@ type counter struct {
 	printed time.Time
 }
 
-// start takes in e and returns its step, and whether it is new. A step that
-// comes again after it has ended is a new one.
-func (t *tracker) start(e progress.Started, now time.Time) (*step, bool) {
+// start takes in e and returns its step. A step that comes again after it has
+// ended is a new one.
+func (t *tracker) start(e progress.Started, now time.Time) *step {
 	if s, ok := t.steps[e.Step]; ok && !s.done {
-		return s, false
+		return s
 	}
 	s := &step{id: e.Step, name: oneLine(e.Name), internal: e.Internal, began: e.Time, output: record{limit: t.keep}}
 	if s.name == "" {
@@ -71,13 +72,16 @@ func (t *tracker) start(e progress.Started, now time.Time) (*step, bool) {
 	if !s.internal {
 		t.show(s)
 	}
-	return s, true
+	if t.begun != nil {
+		t.begun(s)
+	}
+	return s
 }
 
 // find is the step that an event is about; one never announced is made up.
-func (t *tracker) find(id progress.Step, now time.Time) (s *step, isNew bool) {
+func (t *tracker) find(id progress.Step, now time.Time) *step {
 	if s, ok := t.steps[id]; ok {
-		return s, false
+		return s
 	}
 	return t.start(progress.Started{Step: id}, now)
 }
@@ -129,13 +133,18 @@ func (t *tracker) count(s *step, e progress.Counter, now time.Time) *counter {
 	return c
 }
 
-// warn takes in w once.
-func (t *tracker) warn(w progress.Warning) {
-	same := func(v progress.Warning) bool {
-		return v.Rule == w.Rule && v.Message == w.Message && v.Position == w.Position
-	}
-	if !slices.ContainsFunc(t.warnings, same) {
-		t.warnings = append(t.warnings, w)
+// note takes in e, if it is about no step: each warning once.
+func (t *tracker) note(e progress.Event) {
+	switch e := e.(type) {
+	case progress.Warning:
+		same := func(w progress.Warning) bool {
+			return w.Rule == e.Rule && w.Message == e.Message && w.Position == e.Position
+		}
+		if !slices.ContainsFunc(t.warnings, same) {
+			t.warnings = append(t.warnings, e)
+		}
+	case progress.Hint:
+		t.hints = append(t.hints, e)
 	}
 }
 

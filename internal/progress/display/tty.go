@@ -36,6 +36,7 @@ func TTY(f *os.File, o Options) Display {
 		f: f, o: o, tracker: newTracker(o.now(), ttyBytes), screens: map[*step]*ttyStep{},
 		stop: make(chan struct{}), stopped: make(chan struct{}),
 	}
+	t.tracker.begun = t.begin
 	go t.loop()
 	return t
 }
@@ -74,32 +75,20 @@ func (t *tty) Emit(e progress.Event) {
 	now := t.o.now()
 	switch e := e.(type) {
 	case progress.Started:
-		if s, isNew := t.tracker.start(e, now); isNew {
-			t.begin(s)
-		}
+		t.tracker.start(e, now)
 	case progress.Log:
-		s := t.find(e.Step, now)
+		s := t.tracker.find(e.Step, now)
 		s.output.add(e.Data)
 		if v, ok := t.screens[s]; ok {
 			v.screen.write(e.Data)
 		}
 	case progress.Counter:
-		t.tracker.count(t.find(e.Step, now), e, now)
+		t.tracker.count(t.tracker.find(e.Step, now), e, now)
 	case progress.Done:
-		t.finish(t.find(e.Step, now), e, now)
-	case progress.Warning:
-		t.tracker.warn(e)
-	case progress.Hint:
-		t.tracker.hints = append(t.tracker.hints, e)
+		t.finish(t.tracker.find(e.Step, now), e, now)
+	default:
+		t.tracker.note(e)
 	}
-}
-
-func (t *tty) find(id progress.Step, now time.Time) *step {
-	s, isNew := t.tracker.find(id, now)
-	if isNew {
-		t.begin(s)
-	}
-	return s
 }
 
 func (t *tty) begin(s *step) {

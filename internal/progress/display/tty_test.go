@@ -19,7 +19,7 @@ func running(n int) (*tracker, []*ttyStep) {
 	t := newTracker(began, ttyBytes)
 	var out []*ttyStep
 	for i := range n {
-		s, _ := t.start(progress.Started{Step: progress.Step(fmt.Sprint("step:", i)),
+		s := t.start(progress.Started{Step: progress.Step(fmt.Sprint("step:", i)),
 			Name: fmt.Sprintf("[stage 1/%d] RUN make a thing with a rather long name %d", n, i), Time: at(float64(i))}, began)
 		v := &ttyStep{step: s, screen: screen{keep: 2 * logLines}}
 		v.screen.write([]byte("\x1b[32mgreen\x1b[0m\nsecond 日本語日本語日本語日本語日本語\n1%\r99%"))
