@@ -149,7 +149,7 @@ func (d *Dir) finish(fd int, name string, e *Entry) error {
 // Remove removes the file name, which Create has made and Finish has not had.
 func (d *Dir) Remove(fd int, name string) {
 	unix.Close(fd)
-	unix.Unlinkat(d.fd, name, 0)
+	_ = unix.Unlinkat(d.fd, name, 0) // its directory is thrown away as well
 }
 
 // Link makes name a link to the file fromName in the open directory from.
