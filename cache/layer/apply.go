@@ -37,8 +37,8 @@ type ApplyOptions struct {
 // symbolic links in them are followed within it. Entries may come in any order
 // and more than once; the last counts, and a whiteout hides only what lower
 // layers have. Parents that are not listed are made, owned by root, mode 0755.
-// A hard link has the metadata of what it links to. Times of directories are
-// set at the end.
+// A hard link gives the file the metadata of its own header. Times of directories
+// are set at the end.
 func Apply(ctx context.Context, r io.Reader, t *tree.Tree, o ApplyOptions) ([]tree.Change, error) {
 	a := applier{
 		ctx: ctx, t: t, o: o, tar: tar.NewReader(r), left: o.Limit,
@@ -137,7 +137,7 @@ func (a *applier) entry(h *tar.Header) error {
 	e.Path = join(dir, base)
 	switch {
 	case h.Typeflag == tar.TypeLink:
-		return a.link(parent, base, e.Path, h.Linkname)
+		return a.link(parent, base, e.Path, h)
 	case e.IsDir():
 		return a.mkdir(parent, base, e)
 	}

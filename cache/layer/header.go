@@ -50,7 +50,9 @@ func (a *applier) header(h *tar.Header) (tree.Entry, error) {
 	if e.Mode |= uint32(h.Mode & 0o7777); e.Type() == unix.S_IFLNK {
 		e.Mode = unix.S_IFLNK | 0o777
 	}
-	a.xattrs(h, &e)
+	if h.Typeflag != tar.TypeLink { // it depends on what is linked to
+		a.xattrs(h, &e)
+	}
 	return e, nil
 }
 
@@ -58,7 +60,7 @@ func (a *applier) header(h *tar.Header) (tree.Entry, error) {
 func (a *applier) xattrs(h *tar.Header, e *tree.Entry) {
 	for k, v := range h.PAXRecords {
 		k, ok := strings.CutPrefix(k, schilyXattr)
-		if !ok || h.Typeflag == tar.TypeLink {
+		if !ok {
 			continue
 		}
 		// xattr(7): only files and directories have those of users, and file

@@ -235,7 +235,7 @@ func TestApply(t *testing.T) {
 
 func TestApplyMetadata(t *testing.T) {
 	needRoot(t)
-	at := time.Unix(1_500_000_000, 0)
+	at, later := time.Unix(1_500_000_000, 0), time.Unix(1_600_000_000, 0)
 	capability := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 	in := pack(t,
 		packed{tar.Header{Name: "d", Typeflag: tar.TypeDir, Mode: 0o1777, ModTime: at, Uid: 7}, ""},
@@ -243,7 +243,16 @@ func TestApplyMetadata(t *testing.T) {
 			"SCHILY.xattr.security.capability": capability, "SCHILY.xattr.user.x": "y\x00z", "SCHILY.xattr.trusted.overlay.redirect": "/etc",
 		}}, "body"},
 		packed{tar.Header{Name: "d/hole", Mode: 0o600, ModTime: at}, strings.Repeat("\x00", 1<<20)},
+		packed{tar.Header{Name: "d/one", Mode: 0o600, Uid: 1, ModTime: at, PAXRecords: map[string]string{
+			"SCHILY.xattr.security.capability": capability, "SCHILY.xattr.user.x": "1",
+		}}, "1"},
+		packed{tar.Header{Name: "d/two", Typeflag: tar.TypeLink, Linkname: "d/one", Mode: 0o2755, Gid: 2, ModTime: later, PAXRecords: map[string]string{
+			"SCHILY.xattr.user.y": "2",
+		}}, ""},
 		packed{tar.Header{Name: "d/link", Typeflag: tar.TypeSymlink, Linkname: "gone", Uid: 3, ModTime: at, PAXRecords: map[string]string{"SCHILY.xattr.user.x": "no"}}, ""},
+		packed{tar.Header{Name: "d/z", Typeflag: tar.TypeLink, Linkname: "d/link", Mode: 0o600, Uid: 4, ModTime: later, PAXRecords: map[string]string{
+			"SCHILY.xattr.user.y": "no",
+		}}, ""},
 	)
 	tr, up := newTree(t, "")
 	got, err := Apply(t.Context(), bytes.NewReader(in), tr, ApplyOptions{})
@@ -253,12 +262,16 @@ func TestApplyMetadata(t *testing.T) {
 	if err := tr.Close(); err != nil {
 		t.Fatal(err)
 	}
+	both := map[string]string{"user.x": "1", "user.y": "2"}
 	want := []tree.Change{
 		{Entry: tree.Entry{Path: "/d", Mode: unix.S_IFDIR | 0o1777, UID: 7, ModTime: at}},
 		{Entry: tree.Entry{Path: "/d/hole", Mode: unix.S_IFREG | 0o600, Size: 1 << 20, ModTime: at, Digest: blake(strings.Repeat("\x00", 1<<20))}},
-		{Entry: tree.Entry{Path: "/d/link", Mode: unix.S_IFLNK | 0o777, UID: 3, Link: "gone", ModTime: at}},
+		{Entry: tree.Entry{Path: "/d/link", Mode: unix.S_IFLNK | 0o777, UID: 4, Link: "gone", ModTime: later}},
+		{Entry: tree.Entry{Path: "/d/one", Mode: unix.S_IFREG | 0o2755, GID: 2, Size: 1, ModTime: later, Digest: blake("1"), Xattrs: both}},
 		{Entry: tree.Entry{Path: "/d/suid", Mode: unix.S_IFREG | 0o4755, UID: 5, GID: 6, Size: 4, ModTime: at, Digest: blake("body"),
 			Xattrs: map[string]string{"security.capability": capability, "user.x": "y\x00z"}}},
+		{Entry: tree.Entry{Path: "/d/two", Mode: unix.S_IFREG | 0o2755, GID: 2, Size: 1, ModTime: later, Digest: blake("1"), Xattrs: both}, HardLink: "/d/one"},
+		{Entry: tree.Entry{Path: "/d/z", Mode: unix.S_IFLNK | 0o777, UID: 4, Link: "gone", ModTime: later}, HardLink: "/d/link"},
 	}
 	plain := func(cs []tree.Change) []tree.Change {
 		for i := range cs {

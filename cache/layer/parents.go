@@ -1,10 +1,12 @@
 package layer
 
 import (
+	"archive/tar"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"strings"
@@ -16,8 +18,8 @@ import (
 )
 
 // link makes p a hard link to target.
-func (a *applier) link(parent *node, name, p, target string) error {
-	dir, base := path.Split(path.Clean("/" + target))
+func (a *applier) link(parent *node, name, p string, h *tar.Header) error {
+	dir, base := path.Split(path.Clean("/" + h.Linkname))
 	if base == "" {
 		return fmt.Errorf("%s: a hard link to the root", p)
 	}
@@ -56,7 +58,28 @@ func (a *applier) link(parent *node, name, p, target string) error {
 	}
 	n.inode.names++
 	parent.put(name, &node{inode: n.inode})
-	return nil
+	return a.relabel(n.inode, p, h)
+}
+
+// relabel gives the file i the metadata of the header of the hard link p to it,
+// as other readers do. A chown takes a file capability away: without one in the
+// header there is none.
+func (a *applier) relabel(i *inode, p string, h *tar.Header) error {
+	e, err := a.header(h)
+	if err != nil {
+		return fmt.Errorf("%s: %w", p, err)
+	}
+	to := &i.Entry
+	to.UID, to.GID, to.ModTime = e.UID, e.GID, e.ModTime
+	if to.Type() != unix.S_IFLNK {
+		to.Mode = to.Type() | e.Perm()
+	}
+	to.Xattrs = maps.Clone(to.Xattrs)
+	delete(to.Xattrs, "security.capability")
+	a.xattrs(h, to)
+	labelled := *to
+	labelled.Path = p
+	return a.setMeta(&labelled)
 }
 
 // adopt is the node of an entry of lower layers that is linked to: the copy of

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -180,86 +179,4 @@ func readable(text []byte) string {
 		}
 	})
 	return b.String()
-}
-
-// buildctl is a BuildKit that is reachable.
-type buildctl struct{}
-
-func (buildctl) name() string { return "buildctl" }
-
-func (buildctl) build(ctx context.Context, j *job) (outcome, error) {
-	tar := j.output()
-	_, failed, err := command(ctx, nil, "buildctl", "build", "--frontend", "dockerfile.v0",
-		"--local", "context="+j.context, "--local", "dockerfile="+filepath.Dir(j.dockerfile),
-		"--opt", "filename="+filepath.Base(j.dockerfile), "--opt", "force-network-mode=none",
-		"--output", "type=oci,compression=uncompressed,dest="+tar)
-	return finish(tar, failed, err)
-}
-
-func finish(tar, failed string, err error) (outcome, error) {
-	if err != nil || failed != "" {
-		return outcome{log: failed}, err
-	}
-	im, err := readImage(tar)
-	if err != nil {
-		return outcome{}, err
-	}
-	return outcome{image: im}, os.Remove(tar)
-}
-
-// docker is a Docker with buildx and a daemon.
-type docker struct{}
-
-func (docker) name() string { return "docker" }
-
-func (docker) build(ctx context.Context, j *job) (outcome, error) {
-	tar := j.output()
-	_, failed, err := command(ctx, nil, "docker", "buildx", "build", "--provenance=false", "--network", "none",
-		"-f", j.dockerfile, "--output", "type=oci,dest="+tar, j.context)
-	return finish(tar, failed, err)
-}
-
-// buildah is Buildah with layers, as podman build has it.
-type buildah struct{}
-
-func (buildah) name() string { return "buildah" }
-
-func (buildah) build(ctx context.Context, j *job) (outcome, error) {
-	tar := j.output()
-	id := tar + ".id"
-	_, failed, err := command(ctx, nil, "buildah", "build", "--layers", "--tls-verify=false", "--network", "none",
-		"--iidfile", id, "-f", j.dockerfile, j.context)
-	if err != nil || failed != "" {
-		return finish(tar, failed, err)
-	}
-	digest, err := os.ReadFile(id)
-	if err != nil {
-		return outcome{}, err
-	}
-	_, failed, err = command(ctx, nil, "buildah", "push", "--disable-compression", string(digest), "oci-archive:"+tar)
-	return finish(tar, failed, err)
-}
-
-// peers are the other builders of this machine that answer, of those asked for:
-// names with commas between them, or "all".
-func peers(ctx context.Context, want string) []builder {
-	var out []builder
-	answers := func(args ...string) bool {
-		if want != "all" && !slices.Contains(strings.Split(want, ","), args[0]) {
-			return false
-		}
-		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-		defer cancel()
-		return exec.CommandContext(ctx, args[0], args[1:]...).Run() == nil
-	}
-	if answers("buildctl", "debug", "workers") {
-		out = append(out, buildctl{})
-	}
-	if answers("docker", "info") && answers("docker", "buildx", "version") {
-		out = append(out, docker{})
-	}
-	if answers("buildah", "info") {
-		out = append(out, buildah{})
-	}
-	return out
 }

@@ -233,8 +233,8 @@ func (g *generator) layer(m model) []Entry {
 		if m[p] != "" && m[p] == Dir != (e.Kind == Dir) && slices.ContainsFunc(out, func(o Entry) bool { return strings.HasPrefix(o.Path, p+"/") }) {
 			continue // would take away what this layer brings
 		}
-		if e.Kind != Hardlink {
-			g.meta(&e) // a link has the meta of what it links to
+		if e.Kind != Hardlink || g.chance(25) { // mostly a link has the meta of what it links to
+			g.meta(&e)
 		}
 		for _, d := range above(p) { // layers name the directories above
 			if m[d] == "" {

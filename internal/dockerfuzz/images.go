@@ -239,7 +239,7 @@ func writeEntry(dir string, e Entry) error {
 	case Symlink:
 		err = os.Symlink(e.Link, p)
 	case Hardlink:
-		return os.Link(filepath.Join(dir, e.Link), p)
+		err = os.Link(filepath.Join(dir, e.Link), p)
 	case Fifo:
 		err = unix.Mkfifo(p, 0o600)
 	case Device:

@@ -89,7 +89,7 @@ func run(ctx context.Context) (err error) {
 	if f.dir, err = os.MkdirTemp(o.dir, "dockerfuzz-"); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(f.dir)) }()
+	defer func() { err = errors.Join(err, unmountBelow(f.dir), os.RemoveAll(f.dir)) }()
 	if f.binary == "" {
 		f.binary = filepath.Join(f.dir, "build")
 		cmd := exec.CommandContext(ctx, "go", "build", "-o", f.binary, "github.com/861fb494/build/cmd/build")
@@ -109,7 +109,9 @@ func run(ctx context.Context) (err error) {
 	if err := applyLayer(f.common, f.images.common); err != nil {
 		return err
 	}
-	f.peers = peers(ctx, o.peers)
+	if f.peers, err = peers(ctx, o.peers, f.dir); err != nil {
+		return err
+	}
 	names := "none"
 	for i, p := range f.peers {
 		if names += ", " + p.name(); i == 0 {

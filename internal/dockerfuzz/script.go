@@ -118,6 +118,20 @@ func mountOn(source, target, kind string, flags uintptr, undo *[]func() error) e
 	return nil
 }
 
+// unmountBelow unmounts what other builders have left mounted below dir.
+func unmountBelow(dir string) error {
+	list, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(list)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+			_ = unix.Unmount(f[4], unix.MNT_DETACH) // goes with one above it
+		}
+	}
+	return nil
+}
+
 // cover mounts an empty file over the file p, which is made where it is missing.
 func (m *machine) cover(root, p string, undo *[]func() error) error {
 	p, err := resolve(root, p, true)

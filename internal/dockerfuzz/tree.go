@@ -279,18 +279,27 @@ func (t Tree) remove(p string) {
 }
 
 func (t Tree) put(p string, h *tar.Header, content string) error {
-	if h.Typeflag == tar.TypeLink {
-		n, ok := t[strings.TrimPrefix(path.Clean("/"+h.Linkname), "/")]
-		if !ok {
-			return errors.New("hard link to nothing")
-		}
-		t.remove(p)
-		t[p] = n
-		return nil
-	}
 	n := Node{
 		Mode: uint32(h.Mode) & 0o7777, UID: h.Uid, GID: h.Gid, Time: clock(h.ModTime.Unix()), inode: h,
 		Cap: hex.EncodeToString([]byte(h.PAXRecords["SCHILY.xattr.security.capability"])),
+	}
+	if h.Typeflag == tar.TypeLink {
+		old, ok := t[strings.TrimPrefix(path.Clean("/"+h.Linkname), "/")]
+		if !ok {
+			return errors.New("hard link to nothing")
+		}
+		n.Kind, n.Sum, n.Link, n.Major, n.Minor, n.inode = old.Kind, old.Sum, old.Link, old.Major, old.Minor, old.inode
+		if n.Kind == Symlink {
+			n.Mode = old.Mode
+		}
+		t.remove(p)
+		for q, o := range t {
+			if o.inode == n.inode { // its header is about the file
+				t[q] = n
+			}
+		}
+		t[p] = n
+		return nil
 	}
 	switch h.Typeflag {
 	case tar.TypeReg:
