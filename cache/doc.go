@@ -28,8 +28,9 @@
 //	containers/       containers of build run: see internal/container
 //
 // L is 12 random hexadecimal digits. ID is "L-N" for the Nth layer that a process
-// builds, or "sha256-" and the diff ID of one that was unpacked from a tar. E is
-// an epoch in seconds since 1970; without it times are as the files have them.
+// builds, or "sha256-" and the diff ID of one that was unpacked from a tar; another
+// "-" and digits name the layers that it could only be unpacked upon. E is an epoch
+// in seconds since 1970; without it times are as the files have them.
 //
 // # Records
 //

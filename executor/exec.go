@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,8 +30,9 @@ const hostname = "buildkitsandbox"
 
 // exec runs a process; what it changes in its root filesystem is one layer.
 func (w *Worker) exec(ctx context.Context, n *llb.Node, op llb.Exec, in []Result) (_ Result, err error) {
-	for _, r := range in {
-		if err := w.fetch(ctx, n, r.Layers); err != nil {
+	in = slices.Clone(in)
+	for i := range in {
+		if in[i].Layers, err = w.Fetch(ctx, in[i].Layers); err != nil {
 			return Result{}, err
 		}
 	}

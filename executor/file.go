@@ -21,9 +21,12 @@ import (
 
 // file applies a File operation: the actions, in order, make one layer.
 func (w *Worker) file(ctx context.Context, n *llb.Node, op llb.File, in []Result) (Result, error) {
-	if err := w.fetch(ctx, n, in[0].Layers); err != nil {
+	base, err := w.Fetch(ctx, in[0].Layers)
+	if err != nil {
 		return Result{}, err
 	}
+	in = slices.Clone(in)
+	in[0].Layers = base
 	d, err := w.Store.Prepare(ctx, in[0].Layers)
 	if err != nil {
 		return Result{}, err

@@ -161,14 +161,15 @@ type chainView struct {
 
 // view opens r, which is no context, with all its layers fetched.
 func (w *Worker) view(ctx context.Context, n *llb.Node, r Result) (*chainView, error) {
-	if err := w.fetch(ctx, n, r.Layers); err != nil {
-		return nil, err
-	}
-	s, err := w.Store.View(ctx, r.Layers)
+	layers, err := w.Fetch(ctx, r.Layers)
 	if err != nil {
 		return nil, err
 	}
-	return &chainView{Tree: s.Tree, store: w.Store, layers: r.Layers}, nil
+	s, err := w.Store.View(ctx, layers)
+	if err != nil {
+		return nil, err
+	}
+	return &chainView{Tree: s.Tree, store: w.Store, layers: layers}, nil
 }
 
 // digest is the content digest of the regular file e: as recorded with the layer

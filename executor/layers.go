@@ -3,16 +3,19 @@ package executor
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/zeebo/blake3"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -20,7 +23,6 @@ import (
 	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/internal/progress"
-	"github.com/861fb494/build/llb"
 )
 
 // pull is the fetching of an image's layers, shown as a step of its own.
@@ -33,37 +35,29 @@ type pull struct {
 // unpackers is how many layers are fetched and unpacked at once.
 const unpackers = 3
 
-// Fetch has all of layers here, as snapshots.
-func (w *Worker) Fetch(ctx context.Context, layers []oci.Layer) error {
-	return w.fetch(ctx, nil, layers)
-}
-
-// fetch has all of layers here: those that are not are pulled, several at once,
-// or unpacked anew with the times that their image has.
-func (w *Worker) fetch(ctx context.Context, _ *llb.Node, layers []oci.Layer) error {
-	var missing []int
-	for i, l := range layers {
-		if _, err := w.Store.Layer(l.ID); err != nil {
-			if l.Blob == nil && l.Source == "" {
-				return fmt.Errorf("layer %s is gone: %w", l.ID, err)
-			}
-			missing = append(missing, i)
+// Fetch has all of the chain layers here, as snapshots: those that are not are
+// pulled, several at once, or unpacked anew with the times that their image has.
+// It returns them with the IDs that they have here.
+func (w *Worker) Fetch(ctx context.Context, layers []oci.Layer) ([]oci.Layer, error) {
+	layers, missing := w.placed(layers)
+	var pulled []int
+	for _, i := range missing {
+		if l := layers[i]; unpacked(l) {
+			pulled = append(pulled, i)
+		} else if _, err := w.Store.Layer(l.ID); err != nil {
+			return nil, fmt.Errorf("layer %s is gone: %w", l.ID, err)
 		}
 	}
-	if len(missing) == 0 {
-		return nil
+	if len(pulled) == 0 {
+		return layers, nil
 	}
 	g, each := errgroup.WithContext(ctx)
 	g.SetLimit(unpackers)
 	var mu sync.Mutex
 	var linked []int
-	for _, i := range missing {
+	for _, i := range pulled {
 		g.Go(func() error {
-			var below []oci.Layer // nil: not there, but of the first layer, which has none
-			if i == 0 {
-				below = layers[:0]
-			}
-			err := w.fetchLayer(each, layers[i], below)
+			err := w.fetchLayer(each, layers[i], nil, i == 0)
 			if errors.Is(err, layer.ErrLowerLink) {
 				mu.Lock()
 				linked = append(linked, i)
@@ -74,22 +68,67 @@ func (w *Worker) fetch(ctx context.Context, _ *llb.Node, layers []oci.Layer) err
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return err
+		return nil, err
 	}
 	// A layer with a hard link to a file of a lower one, or without the parents
-	// of its files, can only be unpacked upon it. Docker makes none, other tools
-	// do.
+	// of its files, can only be unpacked upon it, and is good upon that chain
+	// alone. Docker makes none, other tools do.
 	slices.Sort(linked)
 	for _, i := range linked {
-		if err := w.fetchLayer(ctx, layers[i], layers[:i]); err != nil {
-			return err
+		layers[i].ID = upon(layers, i)
+		if err := w.fetchLayer(ctx, layers[i], layers[:i], i == 0); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	return layers, nil
 }
 
-// fetchLayer pulls and unpacks l: upon chain, or with a nil chain by itself.
-func (w *Worker) fetchLayer(ctx context.Context, l oci.Layer, chain []oci.Layer) (err error) {
+// placed is chain with the IDs under which its layers lie here, and which of
+// them do not.
+func (w *Worker) placed(chain []oci.Layer) (layers []oci.Layer, missing []int) {
+	layers = slices.Clone(chain)
+	here := func(id string) bool {
+		_, err := w.Store.Layer(id)
+		return err == nil
+	}
+	for i := range layers {
+		l := &layers[i]
+		if here(l.ID) {
+			continue
+		}
+		if unpacked(*l) {
+			if l.ID = upon(layers, i); here(l.ID) {
+				continue
+			}
+			if l.ID = pulledID(*l); here(l.ID) {
+				continue
+			}
+		}
+		missing = append(missing, i)
+	}
+	return layers, missing
+}
+
+// unpacked reports a layer that is made of a tar, which can be had again.
+func unpacked(l oci.Layer) bool { return l.Blob != nil || l.Source != "" }
+
+// pulledID is what a pulled layer is called that lies here by itself; upon is
+// what layer i is called that has been unpacked upon those below it.
+func pulledID(l oci.Layer) string { return strings.Replace(l.DiffID.String(), ":", "-", 1) }
+
+func upon(layers []oci.Layer, i int) string {
+	h := blake3.New()
+	for _, l := range layers[:i] {
+		fmt.Fprintln(h, l.ID)
+	}
+	return pulledID(layers[i]) + "-" + hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// fetchLayer pulls and unpacks l: upon chain, or with a nil chain by itself. A
+// lowest layer that hides something is an ErrLowerLink then: by itself it would
+// keep whiteouts, and of those that hide nothing overlayfs makes files that
+// cannot be read.
+func (w *Worker) fetchLayer(ctx context.Context, l oci.Layer, chain []oci.Layer, lowest bool) (err error) {
 	unlock, err := w.Store.Lock(ctx, "layer-"+l.ID)
 	if err != nil {
 		return err
@@ -125,6 +164,10 @@ func (w *Worker) fetchLayer(ctx context.Context, l oci.Layer, chain []oci.Layer)
 	}
 	if got := digest.NewDigest(digest.SHA256, sum); l.Source != "" && got != l.DiffID {
 		return fmt.Errorf("unpack layer %s: its tar has the diff ID %s now, as its files were changed; build the image again", l.DiffID, got)
+	}
+	hides := func(c tree.Change) bool { return c.Removed || c.Opaque }
+	if chain == nil && lowest && slices.ContainsFunc(changes, hides) {
+		return fmt.Errorf("unpack layer %s of %s: it hides what is not there: %w", l.DiffID, l.Origin, layer.ErrLowerLink)
 	}
 	if got := layer.Digest(changes); l.Imported && l.Content != l.DiffID && got != l.Content {
 		return Lost(ctx, l, fmt.Errorf("layer %s of %s has the content %s, not %s", l.DiffID, l.Origin, got, l.Content))

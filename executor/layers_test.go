@@ -69,9 +69,9 @@ func (r *registry) Open(context.Context, llb.Source) (source.Content, error) {
 func (r *registry) OpenLayer(_ context.Context, l oci.Layer, _ progress.Step) (io.ReadCloser, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.opened[l.ID]++
-	in := io.Reader(bytes.NewReader(r.tars[l.ID]))
-	if err := r.fail[l.ID]; err != nil {
+	r.opened[pulledID(l)]++
+	in := io.Reader(bytes.NewReader(r.tars[pulledID(l)]))
+	if err := r.fail[pulledID(l)]; err != nil {
 		in = io.MultiReader(in, failing{err})
 	}
 	return io.NopCloser(in), nil
@@ -111,11 +111,12 @@ func TestFetch(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			g, r := newRig(t), serve(t, tt.layers...)
-			if err := r.worker(g).Fetch(t.Context(), r.layers); err != nil {
+			layers, err := r.worker(g).Fetch(t.Context(), r.layers)
+			if err != nil {
 				t.Fatal(err)
 			}
 			if tt.want != nil {
-				g.check(tt.name, Result{Layers: r.layers}, tt.want...)
+				g.check(tt.name, Result{Layers: layers}, tt.want...)
 			}
 			last := r.layers[len(r.layers)-1].ID
 			if got := r.opened[last]; got != tt.opens {
@@ -123,7 +124,7 @@ func TestFetch(t *testing.T) {
 			}
 			// The next build finds them here.
 			opened := r.opened[last]
-			if err := r.worker(g).Fetch(t.Context(), r.layers); err != nil || r.opened[last] != opened {
+			if _, err := r.worker(g).Fetch(t.Context(), r.layers); err != nil || r.opened[last] != opened {
 				t.Errorf("again: %v, opened %d times more", err, r.opened[last]-opened)
 			}
 			for _, e := range r.events {
@@ -135,12 +136,45 @@ func TestFetch(t *testing.T) {
 	}
 }
 
+// The same layer upon others: what it lacks is that chain's.
+func TestFetchUpon(t *testing.T) {
+	g := newRig(t)
+	for _, tt := range []struct {
+		name   string
+		layers [][]string
+		want   []string
+	}{
+		{"a hard link", [][]string{{"a=1"}, {"b=>a"}}, []string{"/a 0644 0:0 links 2 1", "/b 0644 0:0 links 2 1"}},
+		{"to another file", [][]string{{"a=9"}, {"b=>a"}}, []string{"/a 0644 0:0 links 2 9", "/b 0644 0:0 links 2 9"}},
+		{"no directories", [][]string{{"d/b=2"}}, []string{"/d/ 0755 0:0", "/d/b 0644 0:0 2"}},
+		{"directories below", [][]string{{"d/", "d/a=1"}, {"d/b=2"}}, []string{"/d/ 0700 0:0", "/d/a 0644 0:0 1", "/d/b 0644 0:0 2"}},
+		{"nothing to remove", [][]string{{"d/", "d/.wh.a", "c=3"}}, []string{"/c 0644 0:0 3", "/d/ 0700 0:0"}},
+		{"something to remove", [][]string{{"d/", "d/a=1"}, {"d/", "d/.wh.a", "c=3"}}, []string{"/c 0644 0:0 3", "/d/ 0700 0:0"}},
+	} {
+		r := serve(t, tt.layers...)
+		layers, err := r.worker(g).Fetch(t.Context(), r.layers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.check(tt.name, Result{Layers: layers}, tt.want...)
+		for c, err := range g.store.Entries(layers[0].ID) {
+			if err != nil || c.Removed {
+				t.Errorf("%s: the lowest layer has %+v, %v", tt.name, c, err)
+			}
+		}
+		again, err := r.worker(g).Fetch(t.Context(), layers)
+		if err != nil || again[len(again)-1].ID != layers[len(layers)-1].ID {
+			t.Errorf("%s: fetched again: %v, %v, want %v", tt.name, again, err, layers)
+		}
+	}
+}
+
 // What fails at its end, where its digest is verified, is no layer.
 func TestFetchFails(t *testing.T) {
 	bad := errors.New("digest differs")
 	g, r := newRig(t), serve(t, []string{"a=1"}, []string{"b=2"})
 	r.fail[r.layers[0].ID] = bad
-	if err := r.worker(g).Fetch(t.Context(), r.layers); !errors.Is(err, bad) {
+	if _, err := r.worker(g).Fetch(t.Context(), r.layers); !errors.Is(err, bad) {
 		t.Errorf("Fetch = %v, want %v", err, bad)
 	}
 	if l, err := g.store.Layer(r.layers[0].ID); err == nil {
@@ -156,10 +190,10 @@ func TestFetchFails(t *testing.T) {
 		t.Error("the step does not end with the error")
 	}
 	delete(r.fail, r.layers[0].ID)
-	if err := r.worker(g).Fetch(t.Context(), r.layers); err != nil {
+	if _, err := r.worker(g).Fetch(t.Context(), r.layers); err != nil {
 		t.Errorf("then Fetch = %v", err)
 	}
-	if err := r.worker(g).Fetch(t.Context(), []oci.Layer{{ID: "gone-1"}}); err == nil || !strings.Contains(err.Error(), "layer gone-1 is gone") {
+	if _, err := r.worker(g).Fetch(t.Context(), []oci.Layer{{ID: "gone-1"}}); err == nil || !strings.Contains(err.Error(), "layer gone-1 is gone") {
 		t.Errorf("Fetch of a layer that cannot be pulled = %v", err)
 	}
 }
@@ -169,7 +203,7 @@ func TestFetchTogether(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			if err := r.worker(g).Fetch(context.Background(), r.layers); err != nil {
+			if _, err := r.worker(g).Fetch(context.Background(), r.layers); err != nil {
 				t.Error(err)
 			}
 		})

@@ -53,6 +53,7 @@ var errNotListed = errors.New("the layer's entries are not known")
 // it. No layer is fetched for it.
 func (w *Worker) recorded(ctx context.Context, layers []oci.Layer) (*recordedTree, error) {
 	t := newRecordedTree()
+	layers, _ = w.placed(layers)
 	for _, l := range layers {
 		changes, err := w.changes(ctx, l)
 		if err != nil {

@@ -102,7 +102,7 @@ func (j *job) rewrite(ctx context.Context, w *executor.Worker, layers []oci.Laye
 		if !l.Imported || ofBase(l) || l.Epoch.Equal(epoch) {
 			continue
 		}
-		if err := w.Fetch(ctx, layers[:i+1]); err != nil {
+		if _, err := w.Fetch(ctx, layers[:i+1]); err != nil {
 			return nil, err
 		}
 		if j.rewritten == nil {

@@ -44,7 +44,8 @@ func (b *Builder) Runnable(ctx context.Context, name string, p oci.Platform, pul
 		return run, err
 	}
 	w := executor.New(b.host, executor.Session{Fetcher: r, Progress: sink})
-	return run, w.Fetch(ctx, run.Layers)
+	run.Layers, err = w.Fetch(ctx, run.Layers)
+	return run, err
 }
 
 // stored is an image of the image store.

@@ -79,7 +79,8 @@ func (j *job) squashed(ctx context.Context, w *executor.Worker, chain []oci.Laye
 	}
 	var l oci.Layer
 	err = internalStep(j.Sink, "squash:"+key.Digest.Encoded(), fmt.Sprintf("squash %d layers", len(chain)-base), func(progress.Step) error {
-		if err := w.Fetch(ctx, chain); err != nil {
+		chain, err := w.Fetch(ctx, chain)
+		if err != nil {
 			return err
 		}
 		l, err = j.mergeLayers(ctx, chain[:base], chain[base:])
