@@ -126,11 +126,16 @@ func (b *Builder) AutoPrune(ctx context.Context, keep int64, pinned []string) (P
 	size, free := int64(st.Blocks)*st.Bsize, int64(st.Bavail)*st.Bsize
 	low := free < size/freeOfDisk
 	stamp := filepath.Join(b.Store.Dir(), "pruned")
-	if last, err := os.Stat(stamp); err == nil && time.Since(last.ModTime()) < pruneEvery && (!low || time.Since(last.ModTime()) < time.Hour) {
+	last, err := os.Stat(stamp)
+	if err == nil && time.Since(last.ModTime()) < pruneEvery && (!low || time.Since(last.ModTime()) < time.Hour) {
 		return PruneResult{}, nil
 	}
+	fresh := errors.Is(err, os.ErrNotExist)
 	if err := os.WriteFile(stamp, nil, 0o644); err != nil && !errors.Is(err, unix.ENOSPC) {
 		return PruneResult{}, fmt.Errorf("prune: %w", err)
+	}
+	if fresh && !low && keep == 0 {
+		return PruneResult{}, nil // the first build: there is nothing old yet
 	}
 	if keep == 0 {
 		keep = max(size/shareOfDisk, leastBound)
