@@ -29,6 +29,7 @@ type room struct {
 const testsOnly = 99
 
 var rooms = map[string]room{
+	"internal/readahead":        {floor: 0},
 	"internal/oci":              {floor: 0},
 	"internal/ordered":          {floor: 0},
 	"internal/progress":         {floor: 0, also: []string{"internal/oci"}},      // a step is named by a digest

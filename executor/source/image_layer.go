@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"strings"
 	"time"
-
-	"github.com/opencontainers/go-digest"
 
 	"github.com/861fb494/build/cache/image"
 	"github.com/861fb494/build/internal/oci"
@@ -68,13 +65,7 @@ func (m *Images) layer(ref oci.Reference, b oci.Descriptor, diffID oci.Digest) o
 		l.TarSize = b.Size
 	}
 	l.Compressed = func(ctx context.Context) (io.ReadCloser, error) { return m.blob(ctx, ref, b) }
-	l.Tar = func(ctx context.Context) (io.ReadCloser, error) {
-		r, err := m.blob(ctx, ref, b)
-		if err != nil {
-			return nil, err
-		}
-		return newTar(r, diffID)
-	}
+	l.Tar = openTar(diffID, l.Compressed)
 	return l
 }
 
@@ -218,56 +209,6 @@ func (d *download) Close() error {
 	return errors.Join(d.r.Close(), d.w.Close())
 }
 
-// tarReader decompresses a layer and verifies its diff ID at the end.
-type tarReader struct {
-	tar  io.ReadCloser
-	blob io.ReadCloser
-	want oci.Digest
-	hash hash.Hash
-	err  error // what all further Reads give
-}
-
-// newTar closes blob if it fails. The compression is told by the bytes, as media
-// types are not always right.
-func newTar(blob io.ReadCloser, diffID oci.Digest) (io.ReadCloser, error) {
-	r, err := image.Decompress(io.NopCloser(blob))
-	if err != nil {
-		err = fmt.Errorf("layer %s: %w", diffID, cause(blob, err))
-		blob.Close()
-		return nil, err
-	}
-	return &tarReader{tar: r, blob: blob, want: diffID, hash: diffID.Algorithm().Hash()}, nil
-}
-
-// cause is why a blob cannot be decompressed: that it is the wrong one, or
-// damaged, shows at its end; else it is err.
-func cause(blob io.Reader, err error) error {
-	if _, wrong := io.Copy(io.Discard, blob); wrong != nil {
-		return wrong
-	}
-	return err
-}
-
-func (t *tarReader) Read(p []byte) (int, error) {
-	if t.err != nil {
-		return 0, t.err
-	}
-	n, err := t.tar.Read(p)
-	t.hash.Write(p[:n])
-	switch {
-	case err == io.EOF:
-		if got := digest.NewDigest(t.want.Algorithm(), t.hash); got != t.want {
-			err = fmt.Errorf("layer %s: decompressed it has digest %s", t.want, got)
-		}
-	case err != nil:
-		err = fmt.Errorf("layer %s: %w", t.want, cause(t.blob, err))
-	}
-	t.err = err
-	return n, err
-}
-
-func (t *tarReader) Close() error { return errors.Join(t.tar.Close(), t.blob.Close()) }
-
 // Reopen gives a layer of an image, as a record kept it, the functions that
 // open its bytes.
 func (m *Images) Reopen(l oci.Layer) (oci.Layer, error) {
@@ -292,12 +233,6 @@ func (m *Images) elsewhere(l oci.Layer) (oci.Layer, error) {
 	l.Compressed = func(ctx context.Context) (io.ReadCloser, error) {
 		return m.kept(ctx, d, l.Origin, "", func() (io.ReadCloser, error) { return m.o.Elsewhere(ctx, l.Origin, d) })
 	}
-	l.Tar = func(ctx context.Context) (io.ReadCloser, error) {
-		r, err := l.Compressed(ctx)
-		if err != nil {
-			return nil, err
-		}
-		return newTar(r, l.DiffID)
-	}
+	l.Tar = openTar(l.DiffID, l.Compressed)
 	return l, nil
 }

@@ -551,7 +551,7 @@ func TestLayersConcurrently(t *testing.T) {
 func TestLayerClosedEarly(t *testing.T) {
 	srv := newServer(t)
 	p := newPusher(t, srv.host+"/app:v1")
-	l := newLayer(t, strings.Repeat("text", 100_000), "")
+	l := newLayer(t, strings.Repeat("text", 1_000_000), "")
 	d := p.image(amd64, l)
 	store := newStore(t)
 	c, err := newImages(store, ImageOptions{}).Open(t.Context(), llb.Source{Ref: p.ref.String(), Digest: d.Digest, Platform: amd64})
