@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"sync"
 
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
@@ -40,6 +41,14 @@ type ApplyOptions struct {
 // A hard link gives the file the metadata of its own header. Times of directories
 // are set at the end.
 func Apply(ctx context.Context, r io.Reader, t *tree.Tree, o ApplyOptions) ([]tree.Change, error) {
+	if tell := o.Notice; tell != nil {
+		var mu sync.Mutex // the filler calls it too
+		o.Notice = func(message string) {
+			mu.Lock()
+			defer mu.Unlock()
+			tell(message)
+		}
+	}
 	a := applier{
 		ctx: ctx, t: t, o: o, tar: tar.NewReader(r), left: o.Limit,
 		hash: hashers.Get().(*blake3.Hasher), buf: copyBuffers.Get().(*[]byte),
@@ -47,20 +56,16 @@ func Apply(ctx context.Context, r io.Reader, t *tree.Tree, o ApplyOptions) ([]tr
 	}
 	defer hashers.Put(a.hash)
 	defer copyBuffers.Put(a.buf)
-	for {
-		h, err := a.next()
-		if err == io.EOF {
-			break
-		}
-		if err == nil {
-			err = a.entry(h)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("apply layer: %w", err)
-		}
+	a.fill = newFiller(ctx, o.Notice)
+	err := a.entries()
+	if err == nil {
+		// What follows the end of the archive belongs to the layer's digest.
+		_, err = io.Copy(io.Discard, r)
 	}
-	// What follows the end of the archive belongs to the layer's digest.
-	if _, err := io.Copy(io.Discard, r); err != nil {
+	if err != nil {
+		a.fill.fail(err) // of the two the one that came first
+	}
+	if err = a.fill.wait(); err != nil {
 		return nil, fmt.Errorf("apply layer: %w", err)
 	}
 	changes, err := a.finish()
@@ -70,11 +75,28 @@ func Apply(ctx context.Context, r io.Reader, t *tree.Tree, o ApplyOptions) ([]tr
 	return changes, nil
 }
 
+// entries applies all entries of the tar.
+func (a *applier) entries() error {
+	for {
+		h, err := a.next()
+		if err == io.EOF {
+			return nil
+		}
+		if err == nil {
+			err = a.entry(h)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
 type applier struct {
 	ctx  context.Context
 	t    *tree.Tree
 	o    ApplyOptions
 	tar  *tar.Reader
+	fill *filler
 	left int64 // of o.Limit
 	hash *blake3.Hasher
 	buf  *[]byte
@@ -82,7 +104,7 @@ type applier struct {
 }
 
 func (a *applier) next() (*tar.Header, error) {
-	if err := a.ctx.Err(); err != nil {
+	if err := a.fill.failed(); err != nil {
 		return nil, err
 	}
 	h, err := a.tar.Next()
@@ -282,14 +304,16 @@ func (a *applier) file(parent *node, name string, e tree.Entry) error {
 		notice(a.o.Notice, "%s: a character device 0:0 is left out: overlayfs would take it for a whiteout", e.Path)
 		return nil
 	}
-	err := a.replace(parent, name, e.Path, func() error {
+	fd := -1
+	err := a.replace(parent, name, e.Path, func() (err error) {
 		switch e.Type() {
 		case unix.S_IFREG:
-			return a.content(&e)
+			fd, err = a.create(parent, name, &e)
+			return err
 		case unix.S_IFLNK:
 			return a.t.Symlink(e.Link, e.Path)
 		}
-		err := a.t.Mknod(e.Path, e.Mode, e.Major, e.Minor)
+		err = a.t.Mknod(e.Path, e.Mode, e.Major, e.Minor)
 		if errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("make device %d:%d: %w: making devices takes root's privileges (CAP_MKNOD) outside of user namespaces", e.Major, e.Minor, err)
 		}
@@ -298,7 +322,11 @@ func (a *applier) file(parent *node, name string, e tree.Entry) error {
 	if err != nil {
 		return err
 	}
-	parent.put(name, &node{inode: &inode{Entry: e, names: 1}})
+	n := &node{inode: &inode{Entry: e, names: 1}}
+	parent.put(name, n)
+	if e.Type() == unix.S_IFREG {
+		return a.fill.add(a.tar, fd, n.inode)
+	}
 	return a.setMeta(&e)
 }
 

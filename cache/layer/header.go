@@ -12,6 +12,10 @@ import (
 	"github.com/861fb494/build/cache/tree"
 )
 
+// capability has what capabilities(7) calls file capabilities, without which a
+// program would not work.
+const capability = "security.capability"
+
 // header is the entry that h describes, without its path.
 func (a *applier) header(h *tar.Header) (tree.Entry, error) {
 	e := tree.Entry{UID: h.Uid, GID: h.Gid, ModTime: h.ModTime, Nlink: 1}

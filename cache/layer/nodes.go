@@ -1,10 +1,9 @@
 package layer
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"maps"
 	"slices"
 	"strings"
@@ -117,52 +116,29 @@ func (a *applier) setMeta(e *tree.Entry) error {
 	notice(a.o.Notice, "%s: %v: its extended attributes are left out", e.Path, err)
 	without := *e
 	without.Xattrs = nil
-	if v, ok := e.Xattrs["security.capability"]; ok {
-		without.Xattrs = map[string]string{"security.capability": v}
+	if v, ok := e.Xattrs[capability]; ok {
+		without.Xattrs = map[string]string{capability: v}
 	}
 	return a.t.SetMeta(e.Path, without)
 }
 
-var zeros [64 << 10]byte
-
-// content makes the regular file e of what the tar has next, and fills in its
-// digest. Blocks of zeros become holes.
-func (a *applier) content(e *tree.Entry) error {
+// create makes the regular file e, to be filled.
+func (a *applier) create(parent *node, name string, e *tree.Entry) (fd int, err error) {
 	if a.o.Limit > 0 {
 		if a.left -= e.Size; a.left < 0 {
-			return fmt.Errorf("%s: the layer has more than %d bytes of content", e.Path, a.o.Limit)
+			return -1, fmt.Errorf("%s: the layer has more than %d bytes of content", e.Path, a.o.Limit)
+		}
+	}
+	if parent.kids[name] == nil {
+		fd, err := a.t.CreateNew(e.Path, e.Perm()&0o777)
+		if !errors.Is(err, fs.ErrExist) {
+			return fd, err
 		}
 	}
 	f, err := a.t.Create(e.Path)
 	if err != nil {
-		return err
+		return -1, err
 	}
 	defer f.Close()
-	a.hash.Reset()
-	buf := (*a.buf)[:len(zeros)]
-	hole := false // the file ends in one so far
-	for done := int64(0); done < e.Size; {
-		if err := a.ctx.Err(); err != nil {
-			return err
-		}
-		n, err := io.ReadFull(a.tar, buf[:min(int64(len(buf)), e.Size-done)])
-		if err != nil {
-			return fmt.Errorf("%s: read tar: %w", e.Path, err)
-		}
-		a.hash.Write(buf[:n])
-		done += int64(n)
-		if hole = n >= 4096 && bytes.Equal(buf[:n], zeros[:n]); hole {
-			continue
-		}
-		if _, err := f.WriteAt(buf[:n], done-int64(n)); err != nil {
-			return err
-		}
-	}
-	if hole {
-		if err := f.Truncate(e.Size); err != nil {
-			return err
-		}
-	}
-	e.Digest = digest(a.hash)
-	return f.Close()
+	return unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 }
