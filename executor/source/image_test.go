@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/klauspost/compress/zstd"
@@ -570,6 +571,45 @@ func TestLayerClosedEarly(t *testing.T) {
 	}
 	if store.Has(c.Layers[0].Blob.Digest) {
 		t.Error("half a blob was stored")
+	}
+}
+
+// Who closes a layer does not wait for a server that sends no more.
+func TestLayerClosedWhileStalled(t *testing.T) {
+	srv := newServer(t)
+	p := newPusher(t, srv.host+"/app:v1")
+	l := newLayer(t, strings.Repeat("text", 100_000), "")
+	d := p.image(amd64, l)
+	inner := srv.http
+	srv.http = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasSuffix(r.URL.Path, "/blobs/"+digest.FromBytes(l.blob).String()) {
+			inner.ServeHTTP(w, r)
+			return
+		}
+		w.Write(l.blob[:len(l.blob)/2])
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	})
+	c, err := newImages(newStore(t), ImageOptions{}).Open(t.Context(), llb.Source{Ref: p.ref.String(), Digest: d.Digest, Platform: amd64})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := c.Layers[0].Tar(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Read(make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
+	closed := make(chan error)
+	go func() { closed <- r.Close() }()
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("Close still waits after 10 seconds")
 	}
 }
 
