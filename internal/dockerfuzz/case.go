@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -43,6 +44,13 @@ type Entry struct {
 	Cap   bool    // carries a file capability
 	Inner []Entry // members of an archive
 	Gzip  bool    // an archive is compressed
+}
+
+// equal compares all of it.
+func (e Entry) equal(o Entry) bool {
+	x, y := e, o
+	x.Inner, y.Inner = nil, nil
+	return reflect.DeepEqual(x, y) && slices.EqualFunc(e.Inner, o.Inner, Entry.equal)
 }
 
 // Kind is what an entry is.

@@ -109,7 +109,7 @@ func (f *fuzzer) check(ctx context.Context, c *Case) (*finding, error) {
 		return nil, err
 	}
 	for _, look := range []func(context.Context, *Case, *job, outcome) (*finding, error){
-		f.checkModes, f.checkCache, f.checkHalves, f.checkPlain, f.checkPeers,
+		f.checkModes, f.checkCache, f.checkHalves, f.checkPlain, f.checkPeers, f.checkEdit,
 	} {
 		if found, err := look(ctx, c, j, first); found != nil || err != nil {
 			return found, err
@@ -235,7 +235,11 @@ func (f *fuzzer) checkPlain(_ context.Context, c *Case, j *job, first outcome) (
 	if !f.plain {
 		return nil, nil
 	}
-	dir := filepath.Join(j.dir, "machine")
+	return f.byHand(c, filepath.Join(j.dir, "machine"), first)
+}
+
+// byHand compares with the case carried out in dir, a directory to be made.
+func (f *fuzzer) byHand(c *Case, dir string, first outcome) (*finding, error) {
 	s, err := interpret(withIgnoreFile(c), dir, f.common)
 	if err != nil {
 		if first.image != nil {

@@ -88,6 +88,47 @@ func TestWithout(t *testing.T) {
 	}
 }
 
+// A context that is changed is as one that is written anew.
+func TestRewrite(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it makes devices and foreign owners")
+	}
+	changed := 0
+	for seed := range uint64(60) {
+		c := Generate(seed)
+		e := c.edited()
+		a, b := filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")
+		for dir, entries := range map[string][]Entry{a: c.Context, b: e.Context} {
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := writeContext(dir, entries); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := rewrite(a, c.Context, e.Context); err != nil {
+			t.Fatalf("seed %d: rewrite: %v", seed, err)
+		}
+		got, err := readTree(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := readTree(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := differences(got, want, exact); len(d) > 0 {
+			t.Errorf("seed %d: rewritten against written: %s", seed, clip(d))
+		}
+		if string(e.text("")) != string(c.text("")) {
+			changed++
+		}
+	}
+	if changed < 40 {
+		t.Errorf("of 60 cases %d are changed, want most", changed)
+	}
+}
+
 func TestIgnored(t *testing.T) {
 	for _, tt := range []struct {
 		patterns []string
