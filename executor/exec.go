@@ -448,7 +448,7 @@ func (x *execution) cacheMount(ctx context.Context, s *sandbox.Spec, m llb.Mount
 	}
 	x.release = append(x.release, func() error { release(); return nil })
 	if x.MountUsed != nil {
-		x.MountUsed(id, dir)
+		x.MountUsed(id, m, dir)
 	}
 	o := []string{"bind"}
 	if m.ReadOnly {

@@ -88,7 +88,7 @@ type Session struct {
 	// had elsewhere: see cache.MountInit. It may be nil.
 	RestoreMount func(ctx context.Context, id string, m llb.Mount, dir string) (notes map[string][]byte, err error)
 	// MountUsed is told of the cache mounts that steps run with. It may be nil.
-	MountUsed func(id, dir string)
+	MountUsed func(id string, m llb.Mount, dir string)
 }
 
 // Worker runs the steps of one build.

@@ -244,9 +244,6 @@ func TestMemory(t *testing.T) {
 	if err := os.Chtimes(dir+"/3", st.ModTime(), st.ModTime()); err != nil {
 		t.Fatal(err)
 	}
-	read(1)
-	// Too fresh: it may be written to within the same tick, and is not trusted.
-	read(1)
 	time.Sleep(2 * grain)
 	read(1)
 	read(0)
@@ -261,6 +258,24 @@ func TestMemory(t *testing.T) {
 	for _, data := range [][]byte{nil, []byte("x"), m.Bytes()[:100]} {
 		if n := len(NewMemory(data).old); n != 0 {
 			t.Errorf("NewMemory of %d bytes knows %d files, want none", len(data), n)
+		}
+	}
+}
+
+// A file that was written just now can be written again without its times telling.
+func TestSettled(t *testing.T) {
+	now := time.Unix(1000, 500_000_000)
+	for _, tt := range []struct {
+		mtime, ctime time.Duration // before now
+		want         bool
+	}{
+		{0, 0, false}, {time.Hour, time.Millisecond, false}, {time.Millisecond, time.Hour + 1, false}, {time.Hour, grain + 1, true},
+		{-time.Hour, time.Hour + 1, false},                                                                                                  // changed in the future
+		{time.Hour, 500 * time.Millisecond, false}, {time.Hour, 1500 * time.Millisecond, false}, {time.Hour, 3500 * time.Millisecond, true}, // whole seconds
+	} {
+		s := stamp{mtime: now.Add(-tt.mtime).UnixNano(), ctime: now.Add(-tt.ctime).UnixNano()}
+		if got := s.settled(now); got != tt.want {
+			t.Errorf("settled of mtime %v, ctime %v ago = %v, want %v", tt.mtime, tt.ctime, got, tt.want)
 		}
 	}
 }
@@ -488,7 +503,7 @@ func TestAgain(t *testing.T) {
 
 func TestPacksAreBounded(t *testing.T) {
 	dir := t.TempDir()
-	write(t, dir+"/a", noise(1, packSize+packSize/2))
+	write(t, dir+"/a", noise(1, PackSize+PackSize/2))
 	p := pack(t, dir, nil)
 	if len(p.Packs) != 2 || len(p.files) != 2 {
 		t.Fatalf("%d packs, want 2", len(p.Packs))

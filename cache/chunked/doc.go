@@ -2,7 +2,7 @@
 // content, and back.
 //
 // Content is cut where it says so itself, so that an insertion moves no cut but
-// those next to it: FastCDC, with chunks of 2 to 64 KiB, 8 KiB on average. Chunks
+// those next to it: FastCDC, with chunks of 1 to 32 KiB, 4 KiB on average. Chunks
 // are that small for databases, which change a page of 4 KiB here and there. Each
 // file is cut by itself: a change in one leaves the others' chunks what they are.
 //

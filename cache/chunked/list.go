@@ -24,7 +24,7 @@ const (
 	maxEntries = 1 << 20
 	maxChunks  = 4 << 20 // of all packs
 	maxRefs    = 4 << 20 // chunks of all files
-	maxPack    = packSize + maxChunk
+	maxPack    = PackSize + maxChunk
 	maxFile    = 1 << 43 // bytes, holes included
 	maxPath    = 32 << 10
 	maxName    = 255
@@ -117,14 +117,16 @@ func Decode(data []byte) (*List, error) {
 		return nil, err
 	}
 	defer z.Close()
-	open, err := io.ReadAll(io.LimitReader(z, maxOpen+1))
-	if err == nil && len(open) > maxOpen {
+	var open bytes.Buffer
+	open.Grow(min(4*len(data), maxOpen))
+	n, err := open.ReadFrom(io.LimitReader(z, maxOpen+1))
+	if err == nil && n > maxOpen {
 		err = fmt.Errorf("more than %d bytes", maxOpen)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read list: %w", err)
 	}
-	l, err := parse(open)
+	l, err := parse(open.Bytes())
 	if err == nil {
 		err = l.check()
 	}

@@ -185,7 +185,7 @@ func TestHostileBytes(t *testing.T) {
 	w, _ := zstd.NewWriter(nil)
 	defer w.Close()
 	for name, bad := range map[string][]byte{
-		"that is not compressed": open, "that is cut off": data[:len(data)-5], "that is a bomb": w.EncodeAll(make([]byte, maxOpen+1), nil),
+		"that is not compressed": open, "that is cut off": data[:len(data)-5], "that is a bomb": bytes.Repeat(w.EncodeAll(make([]byte, 1<<20), nil), maxOpen>>20+1),
 	} {
 		if _, err := Decode(bad); err == nil {
 			t.Errorf("a list %s is taken", name)

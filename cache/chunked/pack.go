@@ -13,10 +13,10 @@ import (
 	"github.com/861fb494/build/internal/oci"
 )
 
-// packSize is how many bytes of chunks make a pack. It is small enough for a
+// PackSize is how many bytes of chunks make a pack. It is small enough for a
 // pack to be sent again when a connection breaks, and large enough for a mount
 // to be some dozens of them.
-const packSize = 16 << 20
+const PackSize = 16 << 20
 
 // Pack is a pack, finished, in a file that is its receiver's to remove.
 type Pack struct {
@@ -54,7 +54,7 @@ func (p *Packer) Add(c Chunk, data []byte) error {
 		return err
 	}
 	p.pack.Chunks = append(p.pack.Chunks, c)
-	if p.bytes += len(data); p.bytes >= packSize {
+	if p.bytes += len(data); p.bytes >= PackSize {
 		return p.finish()
 	}
 	return nil

@@ -12,9 +12,9 @@ import (
 // Sizes of chunks, in bytes. What has been put out with others is still read, but
 // shares nothing with what is put out now.
 const (
-	minChunk = 2 << 10
-	avgChunk = 8 << 10
-	maxChunk = 64 << 10
+	minChunk = 1 << 10
+	avgChunk = 4 << 10
+	maxChunk = 32 << 10
 )
 
 // splitter cuts content into chunks. It is not safe for concurrent use.

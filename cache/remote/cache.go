@@ -38,6 +38,7 @@ type Cache struct {
 	parts   []part
 	records map[oci.Digest]found
 	entries map[oci.Digest]*entriesOf // by diff ID
+	mounts  map[string]StoredMount
 }
 
 // part is one manifest with its index: an image for several platforms has
@@ -70,7 +71,7 @@ const maxManifests = 32
 // record names is there; that each blob has a digest and a size. A place
 // without a cache is an ErrNoCache, or an fs.ErrNotExist.
 func Open(ctx context.Context, p Place) (*Cache, error) {
-	c := &Cache{place: p, now: time.Now, records: map[oci.Digest]found{}, entries: map[oci.Digest]*entriesOf{}}
+	c := &Cache{place: p, now: time.Now, records: map[oci.Digest]found{}, entries: map[oci.Digest]*entriesOf{}, mounts: map[string]StoredMount{}}
 	if err := c.open(ctx, "", true); err != nil {
 		return nil, fmt.Errorf("import cache from %s: %w", p, err)
 	}
@@ -155,6 +156,9 @@ func (c *Cache) add(x *index, blobs []oci.Descriptor, origin string) error {
 			want.content = l.Content
 		}
 		c.entries[l.DiffID] = want
+	}
+	if err := c.addMounts(x.Mounts, p.blobs); err != nil {
+		return err
 	}
 	for i, r := range x.Records {
 		for _, k := range r.Keys {

@@ -11,8 +11,10 @@
 //	artifactType  application/vnd.build-cache.v1
 //	config        the index: application/vnd.build-cache.index.v1+json
 //	layers        the blobs that the index names, each once:
-//	              layers, with OCI's media types for them, and lists of entries:
-//	              application/vnd.build-cache.entries.v1+zstd
+//	              layers, with OCI's media types for them; lists of entries:
+//	              application/vnd.build-cache.entries.v1+zstd; lists and packs of
+//	              cache mounts: application/vnd.build-cache.mount.v1+zstd and
+//	              application/vnd.build-cache.chunks.v1+zstd
 //
 // The index is JSON:
 //
@@ -36,12 +38,21 @@
 //	      "expires": "2006-01-02T15:04:05Z",   the record is of no use after that;
 //	                                    absent: it always is
 //	      "parts":   [{"name": "operation", "value": "blake3:…"}, …] } ],
-//	  "mounts": [] }                    for cache mounts; none are written yet
+//	  "mounts": [
+//	    { "id":      "/root/.cache",    as the store that put it out names it
+//	      "created": "2006-01-02T15:04:05Z",
+//	      "files":   1000,              directories and all
+//	      "size":    500000000,         bytes of content, without holes
+//	      "list":    "sha256:…",        both among the manifest's layers
+//	      "packs":   ["sha256:…", …] } ] }
 //
 // A list of entries is what cache/layer.WriteEntries writes, with inode numbers
 // and counts of links 0 and times as the tar has them, compressed with zstd. From
 // it the keys of steps that copy out of an imported stage are computed without
 // the stage's bytes.
+//
+// The form of lists and packs is package chunked's. Packs may hold chunks that are
+// not needed any more: what an export leaves of the one before.
 //
 // Parts hold names and digests or short values, never a secret. With parts=false
 // there are none.
@@ -66,8 +77,9 @@
 // # Checks
 //
 // All that comes from elsewhere is held to bounds, and blobs to their digests and
-// sizes: see [Open]. Nothing is unpacked here. Who may write to a cache can put
-// any result under any key; what they cannot do is to reach out of a layer, to
-// have another address asked than the one that the user named, or to make a build
-// fail.
+// sizes: see [Open]. Nothing is unpacked here but cache mounts, see chunked.Decode
+// and [Cache.RestoreMount]. Who may write to a cache can put any result under any
+// key, and anything into a mount; what they cannot do is to reach out of a layer or
+// a mount, to have another address asked than the one that the user named, or to
+// make a build fail.
 package remote

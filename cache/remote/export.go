@@ -29,11 +29,13 @@ type Options struct {
 	Parts  bool         // put out what keys are made of
 	// Entries lists what a layer changes, if that is known without fetching it.
 	Entries func(oci.Layer) ([]tree.Change, bool)
+	Mounts  MountOptions
 }
 
 // Stats are of an Export.
 type Stats struct {
 	Records, Layers int
+	Mounts          []MountStats
 	Sent            int64 // bytes
 }
 
@@ -46,12 +48,11 @@ const uploads = 4
 func Export(ctx context.Context, p Place, records []Record, o Options) (Stats, error) {
 	e := &export{place: p, o: o, at: map[layerKey]int{}, blobs: map[oci.Digest]oci.Descriptor{}}
 	e.index.Version = version
-	e.index.Mounts = nil
 	for _, r := range records {
 		e.add(r)
 	}
 	err := e.run(ctx)
-	stats := Stats{Records: len(e.index.Records), Layers: len(e.layers), Sent: e.sent.Load()}
+	stats := Stats{Records: len(e.index.Records), Layers: len(e.layers), Mounts: e.mounts, Sent: e.sent.Load()}
 	if err != nil {
 		return stats, fmt.Errorf("export cache to %s: %w", p, err)
 	}
@@ -74,6 +75,7 @@ type export struct {
 	index  index
 	at     map[layerKey]int
 	layers []oci.Layer
+	mounts []MountStats
 	sent   atomic.Int64
 
 	mu    sync.Mutex
@@ -138,11 +140,17 @@ func (e *export) run(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	if err := e.exportMounts(ctx); err != nil {
+		return err
+	}
 	if e.index.Layers == nil {
 		e.index.Layers = []indexLayer{}
 	}
 	if e.index.Records == nil {
 		e.index.Records = []indexRecord{}
+	}
+	if e.index.Mounts == nil {
+		e.index.Mounts = []indexMount{}
 	}
 	data, err := encode(e.index)
 	if err != nil {
@@ -156,21 +164,33 @@ func (e *export) run(ctx context.Context) error {
 	if err := e.place.Put(ctx, config, e.counted(bytesOf(data)), nil); err != nil {
 		return err
 	}
-	list := []oci.Descriptor{}
-	seen := map[oci.Digest]bool{}
-	for _, l := range e.index.Layers {
-		for _, d := range []oci.Digest{l.Blob, l.Entries} {
-			if d != "" && !seen[d] {
-				seen[d] = true
-				list = append(list, e.blobs[d])
-			}
-		}
-	}
-	manifest, err := newManifest(config, list)
+	manifest, err := newManifest(config, e.list())
 	if err != nil {
 		return err
 	}
 	return e.place.Commit(ctx, manifest)
+}
+
+// list is the blobs that the index names, each once.
+func (e *export) list() []oci.Descriptor {
+	out := []oci.Descriptor{}
+	seen := map[oci.Digest]bool{"": true}
+	add := func(digests ...oci.Digest) {
+		for _, d := range digests {
+			if !seen[d] {
+				seen[d] = true
+				out = append(out, e.blobs[d])
+			}
+		}
+	}
+	for _, l := range e.index.Layers {
+		add(l.Blob, l.Entries)
+	}
+	for _, m := range e.index.Mounts {
+		add(m.List)
+		add(m.Packs...)
+	}
+	return out
 }
 
 // layer puts out a layer's blob and its entries.

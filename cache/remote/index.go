@@ -19,6 +19,8 @@ const (
 	ArtifactType = "application/vnd.build-cache.v1"
 	indexType    = "application/vnd.build-cache.index.v1+json"
 	entriesType  = "application/vnd.build-cache.entries.v1+zstd"
+	mountType    = "application/vnd.build-cache.mount.v1+zstd"
+	packType     = "application/vnd.build-cache.chunks.v1+zstd"
 )
 
 // InlineAnnotation is the manifest annotation that holds the index of a cache
@@ -40,15 +42,17 @@ const (
 	maxChain       = 500 // layers of a result: overlayfs takes no more
 	maxKeys        = 4
 	maxParts       = 10_000
-	maxText        = 4 << 10 // bytes of a name or a value
+	maxMounts      = 1000
+	maxPackBlob    = 20 << 20 // bytes of a pack, compressed
+	maxText        = 4 << 10  // bytes of a name or a value
 )
 
 // index is the form of the cache's index.
 type index struct {
-	Version int               `json:"version"`
-	Layers  []indexLayer      `json:"layers"`
-	Records []indexRecord     `json:"records"`
-	Mounts  []json.RawMessage `json:"mounts"`
+	Version int           `json:"version"`
+	Layers  []indexLayer  `json:"layers"`
+	Records []indexRecord `json:"records"`
+	Mounts  []indexMount  `json:"mounts"`
 }
 
 type indexLayer struct {
@@ -130,6 +134,14 @@ func (x *index) check() error {
 	for i, r := range x.Records {
 		if err := r.check(len(x.Layers)); err != nil {
 			return fmt.Errorf("record %d: %w", i, err)
+		}
+	}
+	if len(x.Mounts) > maxMounts {
+		return fmt.Errorf("%d mounts; at most %d are taken", len(x.Mounts), maxMounts)
+	}
+	for i, m := range x.Mounts {
+		if err := m.check(); err != nil {
+			return fmt.Errorf("mount %d: %w", i, err)
 		}
 	}
 	return nil

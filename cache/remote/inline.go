@@ -59,6 +59,7 @@ func parseInline(text string, blobs []oci.Descriptor) (*index, error) {
 		for i := range x.Layers {
 			x.Layers[i].Blob, x.Layers[i].Entries = blobs[i].Digest, ""
 		}
+		x.Mounts = nil // an image has no blobs for them
 		return nil
 	})
 }

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/docker/go-units"
+
 	"github.com/861fb494/build/exporter/compress"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/internal/registry"
@@ -45,8 +47,12 @@ var known = map[string][3]string{
 	TypeGHA:      {"scope url_v2 token timeout version", "", ""},
 }
 
-// exports are attributes of every export but an inline one.
-const exports = "mode compression compression-level force-compression ignore-error parts"
+// exports are attributes of every export but an inline one, imports those of every
+// import.
+const (
+	exports = "mode compression compression-level force-compression ignore-error parts " + imports
+	imports = "mounts mounts-max-size"
+)
 
 // Check finds mistakes in what a user wrote, without asking anybody.
 func (s Spec) Check(export bool) error {
@@ -61,7 +67,10 @@ func (s Spec) Check(export bool) error {
 		}
 		return fmt.Errorf("type %q is not known; want one of %s", s.Type, strings.Join(types, ", "))
 	}
-	good := names[0] + " " + names[1]
+	if _, ok := s.Attrs["mounts"]; ok && s.Type == TypeInline {
+		return fmt.Errorf("type inline: an image cannot hold cache mounts; export them to a cache of another type")
+	}
+	good := names[0] + " " + names[1] + " " + imports
 	if export {
 		good = names[0] + " " + names[2]
 		if s.Type != TypeInline {
@@ -88,6 +97,9 @@ func (s Spec) Check(export bool) error {
 	if _, err := s.Method(); err != nil {
 		return err
 	}
+	if _, err := s.Mounts(export); err != nil {
+		return err
+	}
 	if s.Type == TypeInline {
 		return nil
 	}
@@ -107,6 +119,47 @@ func (s Spec) Flag(name string, unset bool) bool {
 	}
 	b, err := strconv.ParseBool(v)
 	return err == nil && b
+}
+
+// MountChoice says which cache mounts a cache is to have, or to give.
+type MountChoice struct {
+	All   bool
+	IDs   []string
+	Limit int64 // bytes of content that a mount may have
+}
+
+// Wants reports whether the mount that a Dockerfile calls id is among them.
+func (m MountChoice) Wants(id string) bool { return m.All || slices.Contains(m.IDs, id) }
+
+// Any reports whether there may be some.
+func (m MountChoice) Any() bool { return m.All || len(m.IDs) > 0 }
+
+// defaultMount is the limit of a mount's content, in bytes.
+const defaultMount = 2 << 30
+
+// Mounts are those that s says: mounts=true, false, or ID[;ID…]; and
+// mounts-max-size. An import takes all that there are, an export none, unless s
+// says otherwise.
+func (s Spec) Mounts(export bool) (MountChoice, error) {
+	m := MountChoice{All: !export, Limit: defaultMount}
+	switch v, ok := s.Attrs["mounts"]; {
+	case !ok:
+	case v == "true" || v == "false":
+		m.All = v == "true"
+	default:
+		m.All, m.IDs = false, strings.Split(v, ";")
+		if slices.Contains(m.IDs, "") {
+			return m, fmt.Errorf("mounts %q: want true, false, or ids of cache mounts with semicolons between them", v)
+		}
+	}
+	if v, ok := s.Attrs["mounts-max-size"]; ok {
+		n, err := units.RAMInBytes(v)
+		if err != nil || n <= 0 {
+			return m, fmt.Errorf("mounts-max-size %q: want a size, such as 500MB or 4GB", v)
+		}
+		m.Limit = n
+	}
+	return m, nil
 }
 
 // Method is how layers are compressed.

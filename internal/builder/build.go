@@ -141,6 +141,7 @@ type job struct {
 	contexts *contexts
 	local    *source.Local
 	remote   *remoteImages
+	mounts   mountUses
 	from     map[string]source.Source // by scheme
 	lock     pinning                  // nil: nothing is locked
 	file     *parser.File
@@ -369,7 +370,7 @@ func (j *job) session() executor.Session {
 	return executor.Session{
 		Sources: j.from, Local: j.local, Fetcher: j.remote, Secret: func(_ context.Context, id string) ([]byte, error) { return j.readSecret(id) }, SSH: j.agents.socket,
 		Devices: j.devices, Meta: j.graph.Meta, Project: j.project(), Progress: j.Sink, Memory: j.Memory, CPUs: j.CPUs,
-		NoNewPrivileges: j.NoNewPrivileges,
+		NoNewPrivileges: j.NoNewPrivileges, RestoreMount: j.restoreMount, MountUsed: j.mountUsed,
 	}
 }
 

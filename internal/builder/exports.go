@@ -29,6 +29,7 @@ type exported struct {
 // failure is a warning unless the user wants it to be more.
 func (j *job) exportCaches(ctx context.Context) error {
 	var records []exported
+	var results map[oci.Digest]executor.Result
 	for _, s := range j.CacheTo {
 		if s.Type == remote.TypeInline {
 			continue
@@ -38,15 +39,15 @@ func (j *job) exportCaches(ctx context.Context) error {
 			return fmt.Errorf("--cache-to: %w", err)
 		}
 		if records == nil {
-			if records, err = j.records(ctx, j.Reproducible); err != nil {
+			if records, results, err = j.records(ctx, j.Reproducible); err != nil {
 				return err
 			}
 		}
 		var stats remote.Stats
 		err = internalStep(j.Sink, "export:"+s.Type+":"+p.String(), "export cache to "+p.String(), func(step progress.Step) error {
-			stats, err = j.exportCache(ctx, s, p, records)
+			stats, err = j.exportCache(ctx, s, p, records, results)
 			if err == nil {
-				text := fmt.Sprintf("%d records, %d layers, %d bytes sent\n", stats.Records, stats.Layers, stats.Sent)
+				text := mountLines(stats.Mounts) + fmt.Sprintf("%d records, %d layers, %d bytes sent\n", stats.Records, stats.Layers, stats.Sent)
 				j.Sink.Emit(progress.Log{Step: step, Stream: 1, Data: []byte(text), Time: time.Now()})
 			}
 			return err
@@ -63,8 +64,12 @@ func (j *job) exportCaches(ctx context.Context) error {
 	return nil
 }
 
-func (j *job) exportCache(ctx context.Context, s remote.Spec, p remote.Place, records []exported) (remote.Stats, error) {
+func (j *job) exportCache(ctx context.Context, s remote.Spec, p remote.Place, records []exported, results map[oci.Digest]executor.Result) (remote.Stats, error) {
 	method, err := s.Method()
+	if err != nil {
+		return remote.Stats{}, err
+	}
+	mounts, err := s.Mounts(true)
 	if err != nil {
 		return remote.Stats{}, err
 	}
@@ -81,7 +86,7 @@ func (j *job) exportCache(ctx context.Context, s remote.Spec, p remote.Place, re
 	}
 	return remote.Export(ctx, p, list, remote.Options{
 		Method: method, Pool: j.compressors(), Images: j.Images, Temp: temp,
-		Parts: s.Flag("parts", true),
+		Parts: s.Flag("parts", true), Mounts: j.mountOptions(ctx, mounts, results),
 		Entries: func(l oci.Layer) ([]tree.Change, bool) {
 			if _, err := j.Store.Layer(l.ID); err == nil {
 				changes, err := layer.Collect(j.Store.Entries(l.ID))
@@ -95,8 +100,8 @@ func (j *job) exportCache(ctx context.Context, s remote.Spec, p remote.Place, re
 // records are those of the build's steps, whether they ran or were cached. Not
 // among them is a step that nothing needed and that is cached nowhere, and one
 // whose result is not what its digest says. With bound their layers are as in
-// bounded images.
-func (j *job) records(ctx context.Context, bound bool) ([]exported, error) {
+// bounded images. results are of all steps of which one is known.
+func (j *job) records(ctx context.Context, bound bool) ([]exported, map[oci.Digest]executor.Result, error) {
 	r := &recorder{
 		job: j, keys: executor.New(j.host, j.keySession()),
 		results: map[oci.Digest]executor.Result{}, targets: map[oci.Digest]executor.Result{},
@@ -118,7 +123,7 @@ func (j *job) records(ctx context.Context, bound bool) ([]exported, error) {
 		}
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	epochs := j.epochs()
 	for i := range out {
@@ -130,10 +135,10 @@ func (j *job) records(ctx context.Context, bound bool) ([]exported, error) {
 			}
 		}
 		if r.Layers, err = j.seal(ctx, j.remote, r.Layers); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	return out, nil
+	return out, r.results, nil
 }
 
 // keySession is a session by which nothing is fetched.
@@ -235,7 +240,7 @@ func (j *job) inline(ctx context.Context, images []oci.PlatformImage, bound bool
 	if !wanted {
 		return nil
 	}
-	records, err := j.records(ctx, bound)
+	records, _, err := j.records(ctx, bound)
 	if err != nil {
 		return err
 	}

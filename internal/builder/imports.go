@@ -37,10 +37,11 @@ type imports struct {
 }
 
 type imported struct {
-	place remote.Place
-	far   bool          // it is not on this machine
-	cache *remote.Cache // nil: it is not to be had
-	told  sync.Once     // of its entries being unusable
+	place  remote.Place
+	far    bool // it is not on this machine
+	mounts remote.MountChoice
+	cache  *remote.Cache // nil: it is not to be had
+	told   sync.Once     // of its entries being unusable
 }
 
 func (b *Builder) cacheEnv() remote.Env {
@@ -55,7 +56,11 @@ func (j *job) openImports(context.Context) error {
 		if err != nil {
 			return fmt.Errorf("--cache-from: %w", err)
 		}
-		m.list = append(m.list, &imported{place: p, far: s.Type != remote.TypeLocal})
+		mounts, err := s.Mounts(false)
+		if err != nil {
+			return fmt.Errorf("--cache-from: %w", err)
+		}
+		m.list = append(m.list, &imported{place: p, far: s.Type != remote.TypeLocal, mounts: mounts})
 	}
 	j.remote.imports = m
 	return nil
