@@ -86,7 +86,7 @@ type outputOptions struct {
 	IIDFile          string
 	MetadataFile     string
 	Quiet            bool   // the image's id is all that is printed
-	Compression      string // "gzip" or "zstd"; "": gzip
+	Compression      string // "gzip", "zstd" or "uncompressed"; "": gzip
 	CompressionLevel *int   // nil: the compressor's default
 }
 
@@ -123,9 +123,7 @@ CONTEXT is a directory, and its Dockerfile the one named Dockerfile unless
 			}
 			return runBuild(c.Context(), g, options)
 		},
-		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-			return nil, cobra.ShellCompDirectiveFilterDirs
-		},
+		ValidArgsFunction: completeContext,
 	}
 	f.declare(c.Flags())
 	return c

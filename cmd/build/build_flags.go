@@ -57,8 +57,8 @@ func (f *buildFlags) declare(set *pflag.FlagSet) {
 	set.StringSliceVar(&o.Cache.NoCacheStages, "no-cache-filter", nil, "do so for these `stages`")
 	set.StringSliceVar(&o.Cache.ExpectCached, "expect-cached", nil, "fail, and say why, if a step of these `stages` would run; without stages, if any would")
 	set.Lookup("expect-cached").NoOptDefVal = allStages
-	list("cache-from", "", "take results of steps from this cache, as `type=TYPE,NAME=VALUE,…`, or a name in a registry")
-	list("cache-to", "", "put results of steps there: type=registry, local, inline, s3 or gha, as `type=TYPE,NAME=VALUE,…`")
+	list("cache-from", "", "take results of steps from this cache, as `type=TYPE,NAME=VALUE,...`, or a name in a registry")
+	list("cache-to", "", "put results of steps there: type=registry, local, inline, s3 or gha, as `type=TYPE,NAME=VALUE,...`")
 
 	set.StringVar(&o.Steps.Network, "network", "default", "`network` of RUN steps: default, none or host")
 	list("add-host", "", "further line of /etc/hosts in RUN steps, as `NAME:ADDRESS`")
@@ -68,11 +68,11 @@ func (f *buildFlags) declare(set *pflag.FlagSet) {
 	set.StringVar(&f.cpus, "cpus", "", "`number` of processors' time for each RUN step, such as 1.5")
 	set.StringVar(&o.Steps.CgroupParent, "cgroup-parent", "", "`cgroup` above those of RUN steps")
 	set.StringVar(&o.Steps.OCIRuntime, "oci-runtime", "", "run steps by this installed OCI `runtime`: runc, crun, or a path")
-	list("security-opt", "", "no-new-privileges: set-user-ID programs such as sudo give RUN steps no more rights")
+	list("security-opt", "", "the `option` no-new-privileges: set-user-ID programs such as sudo give RUN steps no more rights")
 	list("allow", "", "allow an `entitlement`: network.host, security.insecure, device, or device=NAME for one")
 
 	list("secret", "", "secret for RUN --mount=type=secret, as `id=NAME[,src=FILE|,env=VARIABLE]`")
-	list("ssh", "", "agent or keys for RUN --mount=type=ssh, as `default` or NAME[=SOCKET|KEY,…]")
+	list("ssh", "", "agent or keys for RUN --mount=type=ssh, as `default|NAME[=SOCKET|KEY,...]`")
 
 	list("tag", "t", "`name` of the image")
 	list("output", "o", "where the result goes, as `type=TYPE[,dest=PATH]`, or a directory")
@@ -84,18 +84,28 @@ func (f *buildFlags) declare(set *pflag.FlagSet) {
 	set.StringVar(&o.Output.IIDFile, "iidfile", "", "write the image's id to `file`")
 	set.StringVar(&o.Output.MetadataFile, "metadata-file", "", "write what the build yielded to `file`, as JSON")
 	set.BoolVarP(&f.quiet, "quiet", "q", false, "print the image's id and nothing else")
-	set.StringVar(&o.Output.Compression, "compression", "", "how layers that are put out are compressed: gzip or zstd")
-	set.IntVar(&f.level, "compression-level", 0, "the compressor's `level`")
-	set.StringVar(&f.provenance, "provenance", "", "only false: not supported yet")
-	set.StringVar(&f.sbom, "sbom", "", "only false: not supported yet")
+	set.StringVar(&o.Output.Compression, "compression", "", "`method` to compress layers that are put out: gzip (the default), zstd or uncompressed")
+	set.IntVar(&f.level, "compression-level", 0, "the compressor's `level`: gzip 0 to 9, zstd 1 to 22")
+	set.StringVar(&f.provenance, "provenance", "", "not supported yet: only `false` is taken")
+	set.StringVar(&f.sbom, "sbom", "", "not supported yet: only `false` is taken")
 	for _, name := range []string{"provenance", "sbom"} {
 		set.Lookup(name).NoOptDefVal = "true"
 	}
 
-	set.StringVar(&o.Progress, "progress", "auto", "how progress is shown: auto, plain, tty, quiet or rawjson (BUILDKIT_PROGRESS)")
-	set.StringVar(&o.Driver, "storage-driver", "auto", "how snapshots are kept: auto, overlay or plain")
+	set.StringVar(&o.Progress, "progress", "auto", "`mode` in which progress is shown: auto, plain, tty, quiet or rawjson (BUILDKIT_PROGRESS)")
+	set.StringVar(&o.Driver, "storage-driver", "auto", "`driver` that keeps snapshots: auto, overlay or plain")
 	set.Bool("rm", true, "accepted and without effect: nothing is left to remove")
 	set.Bool("force-rm", false, "accepted and without effect")
+}
+
+// ofBuild marks the build's flags in the commands that have them too.
+const ofBuild = "of the build"
+
+// declareAgain declares the flags for another command, whose help need not list
+// them.
+func (f *buildFlags) declareAgain(set *pflag.FlagSet) {
+	f.declare(set)
+	set.VisitAll(func(flag *pflag.Flag) { flag.Annotations = map[string][]string{ofBuild: nil} })
 }
 
 // options is what the flags and the one argument mean. Its errors are the
@@ -150,7 +160,7 @@ func (f *buildFlags) words(o *buildOptions) error {
 		{"network", o.Steps.Network, []string{"default", "none", "host"}},
 		{"progress", o.Progress, []string{"auto", "plain", "tty", "quiet", "rawjson"}},
 		{"storage-driver", o.Driver, []string{"auto", "overlay", "plain"}},
-		{"compression", cmp.Or(o.Output.Compression, "gzip"), []string{"gzip", "zstd"}},
+		{"compression", cmp.Or(o.Output.Compression, "gzip"), []string{"gzip", "zstd", "uncompressed"}},
 	} {
 		if !slices.Contains(w.words, w.value) {
 			return fmt.Errorf("--%s %q: want one of %s", w.flag, w.value, strings.Join(w.words, ", "))

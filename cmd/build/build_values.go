@@ -224,7 +224,7 @@ func parseSSH(v string) (sshOption, error) {
 		}
 	}
 	if id == "" || ok && len(s.Paths) == 0 {
-		return sshOption{}, fmt.Errorf("--ssh %q: want default, or NAME=SOCKET, or NAME=KEY,…", v)
+		return sshOption{}, fmt.Errorf("--ssh %q: want default, or NAME=SOCKET, or NAME=KEY,...", v)
 	}
 	if s.Raw && len(s.Paths) != 1 {
 		return sshOption{}, fmt.Errorf("--ssh %q: raw needs one socket", v)
@@ -292,7 +292,7 @@ func parseCache(flag, v string, export bool) (remote.Spec, error) {
 		}
 	}
 	if s.Type == "" {
-		return s, fmt.Errorf("--%s: no type; want type=TYPE,NAME=VALUE,…", flag)
+		return s, fmt.Errorf("--%s: no type; want type=TYPE,NAME=VALUE,...", flag)
 	}
 	if err := s.Check(export); err != nil {
 		return s, fmt.Errorf("--%s: %w", flag, err)

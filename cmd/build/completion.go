@@ -6,7 +6,7 @@ import (
 
 func newCompletionCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use:       "completion bash|zsh|fish|powershell",
+		Use:       "completion [flags] bash|zsh|fish|powershell",
 		Short:     "Print the shell's completion script",
 		Example:   "  source <(build completion bash)",
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),

@@ -11,7 +11,7 @@ func newExecCommand(g *globals) *cobra.Command {
 	var env []string
 	var interactive bool
 	c := &cobra.Command{
-		Use:   "exec [flags] CONTAINER COMMAND [ARG…]",
+		Use:   "exec [flags] CONTAINER COMMAND [ARG...]",
 		Short: "Run a further command in a running container",
 		Args:  cobra.MinimumNArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {

@@ -22,9 +22,10 @@ func newExplainCommand(g *globals) *cobra.Command {
 		Use:   "explain [flags] CONTEXT",
 		Short: "Say which steps of a build are cached, which are not, and why",
 		Long: `Say which steps of a build are cached, which are not, and why. Nothing is run.
-The flags are those of the build.
+The flags are those of the build, so that a command line for it can be explained.
 
-With --last, say what the last build did instead.`,
+With --last, say what the last build did instead. A hint tells of files that have
+a step run again and again, and what line in .dockerignore would help.`,
 		Example: `  build explain .
   build explain --format json -f docker/Dockerfile .
   build explain --last`,
@@ -52,10 +53,11 @@ With --last, say what the last build did instead.`,
 			}
 			return printPlan(g.stdout, p)
 		},
+		ValidArgsFunction: completeContext,
 	}
-	f.declare(c.Flags())
+	f.declareAgain(c.Flags())
 	c.Flags().BoolVar(&last, "last", false, "what the last build did")
-	c.Flags().StringVar(&format, "format", "text", "text or json")
+	c.Flags().StringVar(&format, "format", "text", "print it as `text|json`")
 	return c
 }
 

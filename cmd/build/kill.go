@@ -10,7 +10,7 @@ import (
 func newKillCommand(g *globals) *cobra.Command {
 	var name string
 	c := &cobra.Command{
-		Use:   "kill [flags] CONTAINER…",
+		Use:   "kill [flags] CONTAINER...",
 		Short: "Send containers a signal",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {

@@ -64,14 +64,13 @@ lock those that the builds have. Nothing is built.`,
 			}
 			return nil
 		},
-		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-			return nil, cobra.ShellCompDirectiveFilterDirs
-		},
+		ValidArgsFunction: completeContext,
 	}
-	f.declare(c.Flags())
+	f.declareAgain(c.Flags())
 	c.Flags().StringArrayVar(&update, "update", nil, "renew what is called `NAME`: an image, a URL, a repository, several with commas; without a name, all (repeatable)")
 	c.Flags().Lookup("update").NoOptDefVal = updateAll
-	c.Flags().Lookup("check").Usage = "write nothing, and fail if the file would have other entries"
+	check := c.Flags().Lookup("check")
+	check.Usage, check.Annotations = "write nothing, and fail if the file would have other entries", nil
 	return c
 }
 

@@ -12,10 +12,11 @@ import (
 
 func newLogoutCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use:   "logout [REGISTRY]",
+		Use:   "logout [flags] [REGISTRY]",
 		Short: "Log out from a registry",
-		Long:  "Remove the credentials for a registry, docker.io or the one that is named, from where login stored them.",
-		Args:  cobra.MaximumNArgs(1),
+		Long: `Remove the credentials for a registry, docker.io or the one that is named, from
+where login stored them.`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			host, err := registry.ParseHost(strings.Join(args, ""))
 			if err != nil {

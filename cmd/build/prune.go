@@ -89,7 +89,7 @@ file system, and at least 10GB.`,
 	f.DurationVar(&o.OlderThan, "older-than", 0, "only what has not been used for this `time`, such as 48h")
 	f.StringArrayVar(&filters, "filter", nil, "only a `type=KIND`: layer, mount or download (repeatable)")
 	f.BoolVar(&o.DryRun, "dry-run", false, "say what would go, and remove nothing")
-	f.StringVar(&format, "format", "text", "text or json")
+	f.StringVar(&format, "format", "text", "print it as `text|json`")
 	f.BoolP("force", "f", true, "accepted and without effect: nothing is asked")
 	return c
 }
@@ -151,7 +151,7 @@ prune --all' could free. The sum is that of du(1).`,
 		},
 	}
 	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "each thing by itself")
-	c.Flags().StringVar(&format, "format", "text", "text or json")
+	c.Flags().StringVar(&format, "format", "text", "print it as `text|json`")
 	return c
 }
 

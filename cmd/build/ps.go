@@ -63,9 +63,9 @@ func newPsCommand(g *globals) *cobra.Command {
 	}
 	f := c.Flags()
 	f.BoolVarP(&all, "all", "a", false, "also those that do not run")
-	f.BoolVarP(&quiet, "quiet", "q", false, "IDs only")
-	f.BoolVar(&whole, "no-trunc", false, "whole IDs and commands")
-	f.StringVar(&format, "format", "", "table, json, or a Go `template`")
+	f.BoolVarP(&quiet, "quiet", "q", false, "IDs alone")
+	f.BoolVar(&whole, "no-trunc", false, "do not shorten IDs and commands")
+	f.StringVar(&format, "format", "table", "table, json, or a Go `TEMPLATE`, such as '{{.Names}}'")
 	return c
 }
 

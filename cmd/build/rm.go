@@ -9,7 +9,7 @@ import (
 func newRmCommand(g *globals) *cobra.Command {
 	var force bool
 	c := &cobra.Command{
-		Use:   "rm [flags] CONTAINER…",
+		Use:   "rm [flags] CONTAINER...",
 		Short: "Remove containers",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {

@@ -60,6 +60,7 @@ func wrap(c *cobra.Command, around func(run func() error) error) {
 // of them.
 func newRoot(g *globals, name string) *cobra.Command {
 	var root *cobra.Command
+	completing := false
 	switch name {
 	case "build":
 		root = newBuildCommand(g)
@@ -68,6 +69,7 @@ func newRoot(g *globals, name string) *cobra.Command {
 		for _, row := range commands() {
 			root.AddCommand(row.new(g))
 		}
+		completing = true
 	default:
 		root = &cobra.Command{Use: "build"}
 		root.AddCommand(lookup(name).new(g))
@@ -80,6 +82,9 @@ func newRoot(g *globals, name string) *cobra.Command {
 	root.SetErr(g.stderr)
 	root.SetHelpFunc(printHelp)
 	g.flags(root.PersistentFlags())
+	if completing {
+		completeAll(g, root)
+	}
 	return root
 }
 

@@ -18,7 +18,7 @@ import (
 func newRunCommand(g *globals) *cobra.Command {
 	var o runOptions
 	c := &cobra.Command{
-		Use:   "run [flags] IMAGE [COMMAND] [ARG…]",
+		Use:   "run [flags] IMAGE [COMMAND] [ARG...]",
 		Short: "Run a container of an image",
 		Long: `Run a container of an image, which is pulled if it is not here.
 

@@ -56,7 +56,7 @@ one that is there is added to.`,
 	}
 	f := c.Flags()
 	f.StringVarP(&output, "output", "o", "-", "`OUTPUT`: a directory, a file, or - for standard output")
-	f.StringVar(&format, "format", "", "oci-dir, oci (a tar) or docker (a tar), whatever OUTPUT is called")
+	f.StringVar(&format, "format", "", "`kind` of output, whatever OUTPUT is called: oci-dir, oci (a tar) or docker (a tar)")
 	f.StringVar(&platform, "platform", "", "of images for several: `OS/ARCH[/VARIANT]` alone")
 	f.BoolVarP(&quiet, "quiet", "q", false, "no progress")
 	compression.declare(f)

@@ -9,7 +9,7 @@ import (
 func newStopCommand(g *globals) *cobra.Command {
 	var seconds int
 	c := &cobra.Command{
-		Use:   "stop [flags] CONTAINER…",
+		Use:   "stop [flags] CONTAINER...",
 		Short: "Stop containers",
 		Long: `Stop containers: send them their stop signal, SIGTERM unless their image names
 another, and SIGKILL to those that still run after a while.`,

@@ -20,21 +20,21 @@ import (
 // compressionFlags are those of commands that compress layers.
 type compressionFlags struct {
 	method string
-	level  int
+	level  *int
 	force  bool
 }
 
 func (c *compressionFlags) declare(f *pflag.FlagSet) {
-	f.StringVar(&c.method, "compression", "gzip", "of layers built here: gzip, zstd or uncompressed")
-	f.IntVar(&c.level, "compression-level", -1, "gzip: 0 to 9, zstd: 1 to 22 (default: the compressor's)")
+	f.StringVar(&c.method, "compression", "gzip", "`method` for layers built here: gzip, zstd or uncompressed")
+	f.Var(optional[int]{&c.level, strconv.Atoi}, "compression-level", "the compressor's `level`: gzip 0 to 9, zstd 1 to 22")
 	f.BoolVar(&c.force, "force-compression", false, "compress layers that were pulled anew, too")
 }
 
 // attrs are the flags as an output's attributes.
 func (c *compressionFlags) attrs() map[string]string {
 	a := map[string]string{"compression": c.method}
-	if c.level >= 0 {
-		a["compression-level"] = strconv.Itoa(c.level)
+	if c.level != nil {
+		a["compression-level"] = strconv.Itoa(*c.level)
 	}
 	if c.force {
 		a["force-compression"] = "true"

@@ -13,7 +13,7 @@ import (
 
 func newTagCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use:   "tag IMAGE NAME...",
+		Use:   "tag [flags] IMAGE NAME...",
 		Short: "Give an image a name",
 		Long: `Give an image one more name, or several.
 

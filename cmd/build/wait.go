@@ -6,7 +6,7 @@ import (
 
 func newWaitCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use:   "wait CONTAINER…",
+		Use:   "wait [flags] CONTAINER...",
 		Short: "Wait for containers to end and print their exit codes",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
