@@ -113,6 +113,9 @@ func lockedPackages() (map[string]string, error) {
 	return files, nil
 }
 
+// nodeServer is the program of the Node application.
+const nodeServer = "const e=require('express');const a=e();a.get('/',(q,r)=>r.send('v0'));a.listen(3000);\n"
+
 // nodeApp writes w8n's context.
 func (b *bench) nodeApp(ctx context.Context, dir string, _ int) error {
 	m, err := b.mirror()
@@ -142,7 +145,7 @@ func (b *bench) nodeApp(ctx context.Context, dir string, _ int) error {
 	if err := os.WriteFile(lock, bytes.ReplaceAll(text, []byte(npmRegistry), []byte(m.url+"/npm/")), 0o644); err != nil {
 		return err
 	}
-	if err := write(dir, "server.js", "const e=require('express');const a=e();a.get('/',(q,r)=>r.send('v0'));a.listen(3000);\n"); err != nil {
+	if err := write(dir, "server.js", nodeServer); err != nil {
 		return err
 	}
 	for i := range 200 {

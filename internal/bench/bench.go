@@ -119,6 +119,7 @@ func (b *bench) rounds(ctx context.Context, w workload, dir string, those []buil
 	}
 	sizes := make([]int64, len(those))
 	for i, is := range those {
+		b.tell("%s: %s gets ready", w.name, is.name)
 		result.Entries = append(result.Entries, Entry{Builder: is.name})
 		sizes[i] = diskUse(is.state)
 		if err := b.prime(ctx, w, is, contexts); err != nil {
@@ -147,9 +148,7 @@ func (b *bench) rounds(ctx context.Context, w workload, dir string, those []buil
 				continue
 			}
 			e.Samples = append(e.Samples, s)
-			if b.options.verbose {
-				fmt.Printf("  %s %s round %d: %.3f s, CPU %.2f s, others' CPUs %.2f\n", w.name, e.Builder, round+1, s.Wall, s.CPU, s.Foreign)
-			}
+			b.tell("%s: %s, round %d: %.3f s, CPU %.2f s, others' CPUs %.2f", w.name, e.Builder, round+1, s.Wall, s.CPU, s.Foreign)
 		}
 	}
 	for i, is := range those {
@@ -158,6 +157,13 @@ func (b *bench) rounds(ctx context.Context, w workload, dir string, those []buil
 		}
 	}
 	return nil
+}
+
+// tell prints what is going on, where that is wanted.
+func (b *bench) tell(format string, args ...any) {
+	if b.options.verbose {
+		fmt.Printf("  "+format+"\n", args...)
+	}
 }
 
 // writeContexts writes a context for each of the builds at once.
@@ -264,11 +270,13 @@ func (b *bench) sample(ctx context.Context, w workload, is builder, contexts []s
 func (b *bench) timed(ctx context.Context, w workload, is builder, contexts []string) (Sample, error) {
 	b.runs++
 	o := order{Timeout: b.options.timeout}
+	var pushed []string
 	for i, dir := range contexts {
 		name := fmt.Sprintf("%s-%d", fileName(w.name), i)
 		j := job{context: dir, tag: "bench/" + name, out: w.out, noCache: w.noCache, dest: filepath.Join(b.dir, "out.tar")}
-		if w.out == pushGzip || w.out == pushZstd {
+		if w.out.pushes() {
 			j.tag = fmt.Sprintf("bench/%s-%d", name, b.runs) // a repository that has no layers yet
+			pushed = append(pushed, j.tag)
 		}
 		if err := os.Remove(j.dest); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return Sample{}, err
@@ -287,7 +295,29 @@ func (b *bench) timed(ctx context.Context, w workload, is builder, contexts []st
 	}
 	s := Sample{Wall: t.Wall, CPU: t.CPU + daemonCPU(is.daemons) - before, Client: t.Memory, Daemon: peakMemory(is.daemons)}
 	s.Foreign = max(0, t.Busy-s.CPU) / t.Wall
-	return s, nil
+	s.Output, err = b.outputSize(ctx, w.out, pushed)
+	return s, err
+}
+
+// outputSize is what a build put out, in bytes: one that put out nothing has
+// failed, whatever it says.
+func (b *bench) outputSize(ctx context.Context, out output, pushed []string) (int64, error) {
+	if out == ociTar {
+		fi, err := os.Stat(filepath.Join(b.dir, "out.tar"))
+		if err != nil {
+			return 0, err
+		}
+		return fi.Size(), nil
+	}
+	var sum int64
+	for _, tag := range pushed {
+		n, err := b.images.size(ctx, tag)
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	return sum, nil
 }
 
 // tidy removes what a workload left.
@@ -300,7 +330,7 @@ func (b *bench) tidy(ctx context.Context, w workload, dir string, those []builde
 			errs = append(errs, is.release(ctx, "bench/"+fileName(w.name)+"-0"))
 		}
 	}
-	if w.newBase || w.out == pushGzip || w.out == pushZstd {
+	if w.newBase || w.out.pushes() {
 		errs = append(errs, b.images.empty())
 	}
 	return errors.Join(errs...)

@@ -22,6 +22,8 @@ const (
 	pushZstd output = "push-zstd"
 )
 
+func (o output) pushes() bool { return o == pushGzip || o == pushZstd }
+
 // job is one build that a builder is asked for.
 type job struct {
 	context string // a directory with a Dockerfile

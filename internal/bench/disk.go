@@ -30,6 +30,7 @@ func (b *bench) disk(ctx context.Context, w workload, dir string, those []builde
 		}
 	}
 	for _, is := range those {
+		b.tell("%s: %s", w.name, is.name)
 		e := Entry{Builder: is.name}
 		err := b.prime(ctx, w, is, nil)
 		before := diskUse(is.state)

@@ -113,6 +113,9 @@ func (r Report) times(result Result) []string {
 		if e, ok := result.entry(b.Name); ok {
 			low, high := bounds(e.values(wall))
 			cell = seconds(median(e.values(wall))) + " (" + seconds(low) + " – " + seconds(high) + ")"
+			if put := median(e.values(size)); put > 0 {
+				cell += fmt.Sprintf(", %.0f MB put out", put/1e6)
+			}
 			if v := result.ratio(b.Name); v > 0 {
 				ratio = fraction(v)
 			}

@@ -40,7 +40,7 @@ func example() Report {
 				{Builder: "buildkit", Samples: remote, State: 4e6},
 			}},
 			{Name: "w5a", Title: "COPY of a lot", Entries: []Entry{
-				{Builder: "build", Samples: s(1.5, 1.6, 1.55)},
+				{Builder: "build", Samples: []Sample{{Wall: 1.5, CPU: 3, Client: 17e6, Output: 1074e6}}},
 				{Builder: "buildkit", Failure: "buildctl: exit status 1"},
 			}},
 			{Name: "w8n", Title: "a Node application", Failure: "npm is not here"},

@@ -264,3 +264,24 @@ func (im *images) empty() error {
 	clear(im.pushed)
 	return os.RemoveAll(filepath.Join(im.registryDir, "data", "docker", "registry", "v2"))
 }
+
+// size is how many bytes the layers of a pushed image have.
+func (im *images) size(ctx context.Context, repository string) (int64, error) {
+	ref, err := name.ParseReference(im.registry.Addr+"/"+repository, name.Insecure)
+	if err != nil {
+		return 0, err
+	}
+	img, err := remote.Image(ref, remote.WithContext(ctx))
+	if err != nil {
+		return 0, fmt.Errorf("look at what was pushed: %w", err)
+	}
+	m, err := img.Manifest()
+	if err != nil {
+		return 0, fmt.Errorf("look at what was pushed: %w", err)
+	}
+	var sum int64
+	for _, l := range m.Layers {
+		sum += l.Size
+	}
+	return sum, nil
+}

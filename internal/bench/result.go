@@ -53,6 +53,7 @@ type Sample struct {
 	Client  int64   // bytes: the largest process's peak; of builds at once, added up
 	Daemon  int64   // bytes: the daemon's peak during the build
 	Foreign float64 // processors that worked for others meanwhile
+	Output  int64   `json:",omitempty"` // bytes of the archive, or of the pushed image's layers
 }
 
 // entry is a builder's, if it has one without a failure.
@@ -78,6 +79,7 @@ func cpu(s Sample) float64     { return s.CPU }
 func client(s Sample) float64  { return float64(s.Client) }
 func daemon(s Sample) float64  { return float64(s.Daemon) }
 func foreign(s Sample) float64 { return s.Foreign }
+func size(s Sample) float64    { return float64(s.Output) }
 
 // describe is the report before there are results.
 func (b *bench) describe() Report {
