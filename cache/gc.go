@@ -78,9 +78,11 @@ func (s *Store) use(layers []oci.Layer) {
 	s.mu.Lock()
 	var fresh []string
 	for _, l := range layers {
-		if !s.used[l.ID] {
-			s.used[l.ID] = true
-			fresh = append(fresh, l.ID)
+		for _, id := range []string{l.ID, l.Source} {
+			if id != "" && !s.used[id] {
+				s.used[id] = true
+				fresh = append(fresh, id)
+			}
 		}
 	}
 	s.mu.Unlock()
@@ -415,7 +417,7 @@ func (s *Store) dropRecords(all bool) {
 			continue // Step says so when it is asked for it
 		}
 		for _, l := range r.Layers {
-			if _, err := os.Lstat(s.layerPath(l.ID)); err != nil && (l.Blob == nil || all) {
+			if _, err := os.Lstat(s.layerPath(s.presentAs(l))); err != nil && (l.Blob == nil || all) {
 				os.Remove(path)
 				break
 			}

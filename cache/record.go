@@ -220,6 +220,15 @@ func (s *Store) Last(of string) (*Record, error) {
 // errGone is for a record whose layers have been collected.
 var errGone = fmt.Errorf("it was collected: %w", fs.ErrNotExist)
 
+// presentAs is the layer that has to be here for l to be of use: one that stands
+// for a tar can be unpacked again while its Source is.
+func (s *Store) presentAs(l oci.Layer) string {
+	if _, err := os.Lstat(s.layerPath(l.ID)); err != nil && l.Source != "" {
+		return l.Source
+	}
+	return l.ID
+}
+
 // present reports layers that were built here and are gone. Pulled layers can
 // be fetched again.
 func (s *Store) present(layers []oci.Layer) error {
@@ -228,10 +237,11 @@ func (s *Store) present(layers []oci.Layer) error {
 		if l.Blob != nil {
 			continue
 		}
-		_, err := s.Layer(l.ID)
+		id := s.presentAs(l)
+		_, err := s.Layer(id)
 		var bad *DamagedError
 		if errors.Is(err, fs.ErrNotExist) && !errors.As(err, &bad) {
-			if _, err := os.Lstat(s.layerPath(l.ID)); errors.Is(err, fs.ErrNotExist) {
+			if _, err := os.Lstat(s.layerPath(id)); errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("layer %s: %w", l.ID, errGone)
 			}
 		}

@@ -153,7 +153,7 @@ type job struct {
 	agents  *agents
 
 	steps     []executor.Result // of the graph's targets
-	rewritten map[string]bool   // imported layers that are here to be written anew, with the epoch
+	rewritten map[string]string // IDs of imported layers that are to be written anew: see rewriteKey
 
 	result   Response
 	warnings []dockerfile.Warning

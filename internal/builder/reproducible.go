@@ -66,8 +66,8 @@ func (j *job) bounded(layers []oci.Layer, epoch time.Time) []oci.Layer {
 	out := slices.Clone(layers)
 	for i := range out {
 		l := &out[i]
-		if l.Imported && j.rewritten[rewriteKey(*l, epoch)] {
-			*l = unpacked(*l)
+		if id := j.rewritten[rewriteKey(*l, epoch)]; l.Imported && id != "" {
+			*l = oci.Layer{ID: id, Content: l.Content, Created: l.Created} // as one that was built here
 		}
 		if l.Blob == nil && l.DiffID == "" {
 			l.Epoch = epoch
@@ -87,11 +87,6 @@ func rewriteKey(l oci.Layer, epoch time.Time) string {
 	return l.ID + "@" + strconv.FormatInt(epoch.Unix(), 10)
 }
 
-// unpacked is an imported layer as one that was built here: its files are here.
-func unpacked(l oci.Layer) oci.Layer {
-	return oci.Layer{ID: l.ID, Content: l.Content, Created: l.Created}
-}
-
 // rewrite is bounded for an image: an imported layer whose tar has a later bound
 // or none is fetched, to be written anew.
 func (j *job) rewrite(ctx context.Context, w *executor.Worker, layers []oci.Layer, epoch time.Time) ([]oci.Layer, error) {
@@ -102,13 +97,14 @@ func (j *job) rewrite(ctx context.Context, w *executor.Worker, layers []oci.Laye
 		if !l.Imported || ofBase(l) || l.Epoch.Equal(epoch) {
 			continue
 		}
-		if _, err := w.Fetch(ctx, layers[:i+1]); err != nil {
+		here, err := w.Fetch(ctx, layers[:i+1])
+		if err != nil {
 			return nil, err
 		}
 		if j.rewritten == nil {
-			j.rewritten = map[string]bool{}
+			j.rewritten = map[string]string{}
 		}
-		j.rewritten[rewriteKey(l, epoch)] = true
+		j.rewritten[rewriteKey(l, epoch)] = here[i].ID
 	}
 	return j.bounded(layers, epoch), nil
 }
