@@ -375,5 +375,9 @@ func writeFile(path string, b []byte) error {
 	if err := os.WriteFile(tmp, b, 0o644); err != nil {
 		return err
 	}
+	// Whatever the umask: all users of a container read /etc/hosts.
+	if err := os.Chmod(tmp, 0o644); err != nil {
+		return err
+	}
 	return os.Rename(tmp, path)
 }

@@ -51,6 +51,9 @@ func Open() (*Control, *Config, error) {
 	// one that they were set on has to be the one that executes the command.
 	runtime.LockOSThread()
 	ctl := &Control{fd: ControlFD}
+	// Not that of who builds: mount points, and what the command makes, have the
+	// same modes everywhere.
+	unix.Umask(0o022)
 	// The host's descriptors that our parent's parent left open must not reach
 	// the command, nor may its processes read ours.
 	if err := closeOnExec(ControlFD); err != nil {
@@ -127,7 +130,6 @@ func (c *Config) enter() (console int, made []MadeDir, err error) {
 	if _, err := unix.KeyctlJoinSessionKeyring("_ses.build"); err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
 		return -1, nil, fmt.Errorf("new session keyring: %w", err)
 	}
-	unix.Umask(0o022)
 	r, err := c.mountAll()
 	if err != nil {
 		return -1, nil, err

@@ -23,7 +23,6 @@ func join(ctl *Control, c *Config) error {
 	if err := unix.Setns(pidfd, kinds); err != nil {
 		return fmt.Errorf("join namespaces of process %d: %w", c.Target, err)
 	}
-	unix.Umask(0o022)
 	console := -1
 	if c.Terminal {
 		pts, err := unix.Open("/dev/pts", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
