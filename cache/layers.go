@@ -182,7 +182,7 @@ func (d *Draft) Discard() {
 
 // Commit lists what the draft changes, hashes it and makes it a layer. known
 // gives content digests, by path, of files that need not be read again.
-func (d *Draft) Commit(ctx context.Context, known map[string]oci.Digest) (oci.Layer, error) {
+func (d *Draft) Commit(ctx context.Context, known *tree.Digests) (oci.Layer, error) {
 	s := d.store
 	if err := d.Tree.Close(); err != nil {
 		return oci.Layer{}, fmt.Errorf("commit layer: %w", err)
@@ -192,8 +192,8 @@ func (d *Draft) Commit(ctx context.Context, known map[string]oci.Digest) (oci.La
 		if err != nil {
 			return oci.Layer{}, fmt.Errorf("list what a step changed: %w", err)
 		}
-		if dg, ok := known[c.Path]; ok && c.HardLink == "" && c.Type() == unix.S_IFREG {
-			c.Digest = dg
+		if known != nil && c.HardLink == "" && c.Type() == unix.S_IFREG {
+			c.Digest = known.Get(c.Path)
 		}
 		changes = append(changes, c)
 	}

@@ -17,6 +17,7 @@ import (
 	"testing"
 
 	"github.com/861fb494/build/cache/layer"
+	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/internal/oci"
 )
 
@@ -138,8 +139,12 @@ func TestCommitTakesKnownDigests(t *testing.T) {
 			sum = c.Digest
 		}
 	}
-	stale := key("f")
-	l, err := d.Commit(t.Context(), map[string]oci.Digest{"/a": sum, "/l": stale, "/m": stale, "/gone": stale})
+	var known tree.Digests
+	known.Set("/a", sum)
+	for _, p := range []string{"/l", "/m", "/gone"} {
+		known.Set(p, key("f"))
+	}
+	l, err := d.Commit(t.Context(), &known)
 	if err != nil || l.Content != want.Content {
 		t.Errorf("Commit = %+v, %v, want content %s", l, err, want.Content)
 	}

@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -35,18 +34,27 @@ func (s *Store) HasListing(of oci.Digest) bool {
 	return err == nil
 }
 
+// ListingWriter is a listing in the making.
+type ListingWriter struct{ b []byte }
+
+// Add adds a file.
+func (w *ListingWriter) Add(f Listed) {
+	if w.b == nil {
+		w.b = []byte(listingFormat)
+	}
+	w.b = hex.AppendEncode(append(w.b, '\n'), f.Sum[:])
+	w.b = strconv.AppendInt(append(w.b, ' '), f.ModTime.Unix(), 36)
+	w.b = strconv.AppendQuote(append(w.b, ' '), f.Path)
+}
+
 // PutListing keeps what the digest of was made of, so that a later build can say
-// which file is another. It costs nothing where that is kept already.
-func (s *Store) PutListing(of oci.Digest, files []Listed) error {
-	if s.HasListing(of) {
+// which file is another. It costs nothing where that is kept already; of no files
+// nothing is kept.
+func (s *Store) PutListing(of oci.Digest, w *ListingWriter) error {
+	if len(w.b) == 0 || s.HasListing(of) {
 		return nil
 	}
-	var b bytes.Buffer
-	b.WriteString(listingFormat)
-	for _, f := range files {
-		fmt.Fprintf(&b, "\n%x %s %s", f.Sum, base36(f.ModTime.Unix()), strconv.Quote(f.Path))
-	}
-	return s.putFile(s.listingPath(of), sealRecord(b.Bytes()))
+	return s.putFile(s.listingPath(of), sealRecord(w.b))
 }
 
 // Listing is what PutListing kept. None, or one that is damaged, is an error; a
@@ -91,5 +99,3 @@ func (s *Store) readListing(of oci.Digest) ([]Listed, error) {
 	}
 	return out, nil
 }
-
-func base36(n int64) string { return strconv.FormatInt(n, 36) }

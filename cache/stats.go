@@ -31,8 +31,8 @@ type Stats struct {
 	path  string
 
 	mu      sync.Mutex
-	old     map[string]*statBlock      // by directory
-	fresh   map[string]map[string]stat // by directory and name
+	old     map[string]*statBlock // by directory
+	fresh   map[string][]byte     // by directory: files as in a block, in any order
 	changed bool
 }
 
@@ -62,7 +62,7 @@ const statsFormat = "build stats 2\n"
 // Stats opens what is remembered of the files below the host path root. A file
 // that is damaged or of another format is as good as none.
 func (s *Store) Stats(root string) *Stats {
-	t := &Stats{store: s, path: filepath.Join(s.dir, "stats", shortHash(root)), fresh: map[string]map[string]stat{}}
+	t := &Stats{store: s, path: filepath.Join(s.dir, "stats", shortHash(root)), fresh: map[string][]byte{}}
 	t.old, _ = readStats(t.path)
 	return t
 }
@@ -206,10 +206,7 @@ func (t *Stats) Put(path string, s Stamp, sum Sum) {
 	dir, name := filepath.Split(path)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.fresh[dir] == nil {
-		t.fresh[dir] = map[string]stat{}
-	}
-	t.fresh[dir][name] = stat{stamp: s, sum: sum}
+	t.fresh[dir] = appendStat(t.fresh[dir], name, stat{stamp: s, sum: sum})
 	t.changed = true
 }
 
@@ -245,7 +242,10 @@ func (t *Stats) Save() error {
 
 // block appends the block of dir to b, and says how many files it has.
 func (t *Stats) block(dir string, b []byte) ([]byte, int) {
-	old, fresh := t.old[dir], t.fresh[dir]
+	old, fresh := t.old[dir], map[string]stat{}
+	for name, s, at, ok := (statCursor{rest: t.fresh[dir]}).next(); ok; name, s, at, ok = at.next() {
+		fresh[string(name)] = s
+	}
 	if len(fresh) == 0 && !slices.ContainsFunc(old.found, func(n uint64) bool { return n != 0 }) {
 		if _, err := os.Lstat(strings.TrimSuffix(dir, "/")); err != nil {
 			return b, 0 // nobody asked for any, and the directory is gone

@@ -113,13 +113,13 @@ func (c *copier) done(a *act) {
 			return
 		}
 		c.read.Item(a.item, a.digest)
-		switch {
-		case a.path == "":
-		case a.kind == actFile && a.digest != "":
-			c.known[a.path] = a.digest
-		default:
-			delete(c.known, a.path) // of what stood there
+		if a.path == "" {
+			return
 		}
+		if a.kind == actItem {
+			a.digest = "" // what was known is of what stood there
+		}
+		c.known.Set(a.path, a.digest)
 	}
 }
 

@@ -15,7 +15,6 @@ import (
 
 	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/executor/pick"
-	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/llb"
 )
 
@@ -32,7 +31,7 @@ func (w *Worker) file(ctx context.Context, n *llb.Node, op llb.File, in []Result
 		return Result{}, err
 	}
 	defer d.Discard()
-	e := &edit{w: w, n: n, to: d.Tree, in: in, base: len(in[0].Layers) > 0, known: map[string]oci.Digest{}, read: map[int]*pick.Hasher{}, now: time.Now()}
+	e := &edit{w: w, n: n, to: d.Tree, in: in, base: len(in[0].Layers) > 0, read: map[int]*pick.Hasher{}, now: time.Now()}
 	defer e.close()
 	if slices.ContainsFunc(op.Actions, func(a llb.Action) bool { _, ok := a.(llb.Copy); return ok }) {
 		e.previous = w.newPrevious(n, in[0].Layers)
@@ -42,7 +41,7 @@ func (w *Worker) file(ctx context.Context, n *llb.Node, op llb.File, in []Result
 			return Result{}, err
 		}
 	}
-	l, err := d.Commit(ctx, e.known)
+	l, err := d.Commit(ctx, &e.known)
 	if err != nil {
 		return Result{}, err
 	}
@@ -57,13 +56,13 @@ type edit struct {
 	n        *llb.Node
 	to       *tree.Tree
 	in       []Result
-	base     bool                  // there is something below: names of users can be looked up
-	views    map[int]*chainView    // of inputs that are chains
-	known    map[string]oci.Digest // contents of the files written
-	read     map[int]*pick.Hasher  // of inputs that are contexts: what was read of them
-	previous *previous             // may be nil
-	noClones atomic.Bool           // the file system has no reflinks
-	now      time.Time             // of directories and files that have no time of their own
+	base     bool                 // there is something below: names of users can be looked up
+	views    map[int]*chainView   // of inputs that are chains
+	known    tree.Digests         // contents of the files written
+	read     map[int]*pick.Hasher // of inputs that are contexts: what was read of them
+	previous *previous            // may be nil
+	noClones atomic.Bool          // the file system has no reflinks
+	now      time.Time            // of directories and files that have no time of their own
 }
 
 func (e *edit) close() {
@@ -126,7 +125,7 @@ func (e *edit) mkfile(a llb.Mkfile) error {
 	if err := e.mkdirAll(path.Dir(at), 0o755, who); err != nil {
 		return err
 	}
-	delete(e.known, at)
+	e.known.Delete(at)
 	f, err := e.to.Create(at)
 	if err != nil {
 		return err

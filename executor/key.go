@@ -125,9 +125,9 @@ func (w *Worker) selected(ctx context.Context, n *llb.Node, r Result, s pick.Sel
 		return "", err
 	}
 	defer t.Close()
-	var list []cache.Listed
+	list := new(cache.ListingWriter)
 	s.List = func(e *tree.Entry, sum pick.Sum) {
-		list = append(list, cache.Listed{Path: e.Path, Sum: sum, ModTime: e.ModTime})
+		list.Add(cache.Listed{Path: e.Path, Sum: sum, ModTime: e.ModTime})
 	}
 	d, err := pick.Digest(ctx, t, s, t.digest)
 	if errors.Is(err, context.Canceled) {
@@ -142,10 +142,8 @@ func (w *Worker) selected(ctx context.Context, n *llb.Node, r Result, s pick.Sel
 
 // list keeps what a digest was made of, for the day when it is another one.
 // That it cannot be kept is no reason for a build to fail.
-func (w *Worker) list(d oci.Digest, files []cache.Listed) {
-	if len(files) > 0 {
-		_ = w.Store.PutListing(d, files)
-	}
+func (w *Worker) list(d oci.Digest, files *cache.ListingWriter) {
+	_ = w.Store.PutListing(d, files)
 }
 
 // chainView is a chain to be read, with the digests that its layers recorded.

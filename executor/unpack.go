@@ -38,7 +38,7 @@ func (c *copier) unpack(ctx context.Context, m pick.Match, filter pick.Filter) (
 	if err != nil {
 		return true, err
 	}
-	o := archive.Options{Digests: c.known, Now: c.now}
+	o := archive.Options{Digests: &c.known, Now: c.now}
 	var who *owner
 	if c.chowned {
 		who = c.who

@@ -88,7 +88,7 @@ type Options struct {
 	// Owner owns all that is extracted; nil keeps the archive's owners.
 	Owner *Owner
 	// Digests, if not nil, gets the content digests of the files written.
-	Digests map[string]oci.Digest
+	Digests *tree.Digests
 	// Now is the time of directories that the archive has no entries for.
 	Now time.Time
 }
@@ -308,12 +308,8 @@ func (r reader) Read(p []byte) (int, error) {
 
 // learn notes the digest of the file at p; "" forgets it.
 func (x *extraction) learn(p string, d oci.Digest) {
-	switch {
-	case x.o.Digests == nil:
-	case d == "":
-		delete(x.o.Digests, p)
-	default:
-		x.o.Digests[p] = d
+	if x.o.Digests != nil {
+		x.o.Digests.Set(p, d)
 	}
 }
 
@@ -333,8 +329,8 @@ func (x *extraction) link(hdr *tar.Header, p string, e tree.Entry) error {
 	if err != nil {
 		return err
 	}
-	if d, ok := x.o.Digests[target]; ok {
-		x.learn(p, d)
+	if x.o.Digests != nil {
+		x.learn(p, x.o.Digests.Get(target))
 	}
 	e.Mode |= old.Type()
 	if old.Type() == unix.S_IFLNK {

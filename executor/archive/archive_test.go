@@ -204,7 +204,7 @@ func TestExtract(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			tr, root := target(t)
-			digests := map[string]oci.Digest{}
+			digests := &tree.Digests{}
 			err := extract(t.Context(), pack(t, tt.in...), tr, Options{Digests: digests})
 			if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 				t.Fatalf("Extract = %v, want %q", err, tt.err)
@@ -236,12 +236,12 @@ func TestExtract(t *testing.T) {
 }
 
 // checkDigests compares what Extract said of files with the files.
-func checkDigests(t testing.TB, root string, digests map[string]oci.Digest) {
+func checkDigests(t testing.TB, root string, digests *tree.Digests) {
 	t.Helper()
-	for p, d := range digests {
+	digests.All(func(p string, d oci.Digest) {
 		st, err := os.Lstat(filepath.Join(root, p))
 		if err != nil || !st.Mode().IsRegular() {
-			continue // of no use, and of no harm: see cache.Draft
+			return // of no use, and of no harm: see cache.Draft
 		}
 		b, err := os.ReadFile(filepath.Join(root, p))
 		if err != nil {
@@ -251,7 +251,7 @@ func checkDigests(t testing.TB, root string, digests map[string]oci.Digest) {
 		if want := "blake3:" + hex.EncodeToString(sum[:]); string(d) != want {
 			t.Errorf("digest of %s is %s, want %s", p, d, want)
 		}
-	}
+	})
 }
 
 func TestExtractXattrs(t *testing.T) {
@@ -422,7 +422,7 @@ func FuzzExtract(f *testing.F) {
 		if a.first, err = a.tar.Next(); err != nil {
 			return // it was compressed
 		}
-		digests := map[string]oci.Digest{}
+		digests := &tree.Digests{}
 		if err := a.Extract(t.Context(), tr, "/in", Options{Digests: digests}); err == nil {
 			checkDigests(t, root, digests)
 		}

@@ -86,6 +86,9 @@ func (c *Context) list(p string) *directory {
 	}
 	if before != nil {
 		l.remember(before)
+		c.mu.Lock()
+		delete(c.before, p)
+		c.mu.Unlock()
 	}
 	return l
 }
@@ -144,6 +147,7 @@ func (l *directory) read(p string) error {
 		return err
 	}
 	slices.Sort(names)
+	compact(names)
 	l.files = make([]file, 0, len(names))
 	for _, n := range names {
 		f, err := readFile(fd, n)
@@ -179,6 +183,14 @@ func readNames(fd int) ([]string, error) {
 			return names, err
 		}
 		_, _, names = unix.ParseDirent((*buf)[:n], -1, names)
+	}
+}
+
+// compact has the names share one piece of memory.
+func compact(names []string) {
+	rest := strings.Join(names, "")
+	for i, n := range names {
+		names[i], rest = rest[:len(n)], rest[len(n):]
 	}
 }
 

@@ -58,17 +58,17 @@ func (l *Local) Pin(ctx context.Context, s llb.Source) (llb.Source, error) {
 }
 
 // Listing is the files that a pinned digest was made of.
-func (l *Local) Listing(ctx context.Context, d oci.Digest) ([]cache.Listed, error) {
+func (l *Local) Listing(ctx context.Context, d oci.Digest) (*cache.ListingWriter, error) {
 	l.mu.Lock()
 	s, ok := l.pinned[d]
 	l.mu.Unlock()
 	if !ok {
 		return nil, fmt.Errorf("nothing was pinned as %s", d)
 	}
-	var list []cache.Listed
+	list := new(cache.ListingWriter)
 	sel := Selection(s.Select)
 	sel.List = func(e *tree.Entry, sum pick.Sum) {
-		list = append(list, cache.Listed{Path: e.Path, Sum: sum, ModTime: e.ModTime})
+		list.Add(cache.Listed{Path: e.Path, Sum: sum, ModTime: e.ModTime})
 	}
 	c := l.contexts[s.Ref]
 	_, err := pick.Digest(ctx, c, sel, c.Digest)
