@@ -26,6 +26,9 @@ type Driver interface {
 	// directories as one entry, opaque directories resolved into removals.
 	// Digests are not filled in. Nothing may be writing to the layer.
 	Changes(ctx context.Context, id string) iter.Seq2[tree.Change, error]
+	// Made is the directory that holds the files of the prepared layer id under
+	// their paths, until it is committed.
+	Made(id string) (string, error)
 	// Commit makes the prepared layer usable in chains.
 	Commit(ctx context.Context, id string) error
 	// Remove deletes a layer, prepared or committed. One that is not there is

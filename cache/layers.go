@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"iter"
 	"os"
@@ -187,44 +188,35 @@ func (d *Draft) Commit(ctx context.Context, known *tree.Digests) (oci.Layer, err
 	if err := d.Tree.Close(); err != nil {
 		return oci.Layer{}, fmt.Errorf("commit layer: %w", err)
 	}
-	var changes []tree.Change
-	for c, err := range s.driver.Changes(ctx, d.ID) {
-		if err != nil {
-			return oci.Layer{}, fmt.Errorf("list what a step changed: %w", err)
-		}
-		if known != nil && c.HardLink == "" && c.Type() == unix.S_IFREG {
-			c.Digest = known.Get(c.Path)
-		}
-		changes = append(changes, c)
+	dir, err := s.driver.Made(d.ID)
+	if err != nil {
+		return oci.Layer{}, fmt.Errorf("commit layer: %w", err)
 	}
-	countNames(changes)
+	l := oci.Layer{ID: d.ID}
+	err = d.writeEntries(func(w io.Writer) error {
+		rec := layer.NewRecorder(ctx, w, dir, hashers)
+		for c, err := range s.driver.Changes(ctx, d.ID) {
+			if err != nil {
+				return fmt.Errorf("list what a step changed: %w", err)
+			}
+			if known != nil && c.HardLink == "" && c.Type() == unix.S_IFREG {
+				c.Digest = known.Get(c.Path)
+			}
+			if err := rec.Add(c); err != nil {
+				return fmt.Errorf("hash layer: %w", err)
+			}
+		}
+		l.Content, err = rec.End()
+		return err
+	})
+	if err != nil {
+		return oci.Layer{}, err
+	}
 	if err := s.driver.Commit(ctx, d.ID); err != nil {
 		return oci.Layer{}, fmt.Errorf("commit layer: %w", err)
 	}
-	if err := layer.Hash(ctx, changes, s.driver.Dir(d.ID), hashers); err != nil {
-		return oci.Layer{}, fmt.Errorf("hash layer: %w", err)
-	}
-	l := oci.Layer{ID: d.ID, Content: layer.Digest(changes), Created: s.now().UTC().Truncate(time.Microsecond)}
-	return d.finish(l, changes)
-}
-
-// countNames sets the number of names of each file to those in changes: a file may
-// have more, in other layers.
-func countNames(changes []tree.Change) {
-	names := map[string]uint64{} // of the files that have several
-	for i := range changes {
-		if to := changes[i].HardLink; to != "" {
-			names[to]++
-		}
-	}
-	for i := range changes {
-		switch c := &changes[i]; {
-		case c.HardLink != "":
-			c.Nlink = 1 + names[c.HardLink]
-		case !c.IsDir():
-			c.Nlink = 1 + names[c.Path]
-		}
-	}
+	l.Created = s.now().UTC().Truncate(time.Microsecond)
+	return d.finish(l)
 }
 
 // hashers is how many files are hashed at once: more threads than disks answer.
@@ -239,28 +231,34 @@ func (d *Draft) CommitPulled(ctx context.Context, l oci.Layer, changes []tree.Ch
 	if err := d.store.driver.Commit(ctx, d.ID); err != nil {
 		return oci.Layer{}, fmt.Errorf("commit layer: %w", err)
 	}
-	return d.finish(l, changes)
+	if err := d.writeEntries(func(w io.Writer) error { return layer.WriteEntries(w, changes) }); err != nil {
+		return oci.Layer{}, err
+	}
+	return d.finish(l)
+}
+
+// writeEntries has write write the list of what the layer changes.
+func (d *Draft) writeEntries(write func(w io.Writer) error) error {
+	dir := d.store.layerDir(d.ID)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("commit layer: %w", err)
+	}
+	f, err := os.Create(filepath.Join(dir, "entries"))
+	if err != nil {
+		return fmt.Errorf("commit layer: %w", err)
+	}
+	err = write(f)
+	if cerr := f.Close(); err == nil && cerr != nil {
+		err = fmt.Errorf("commit layer: %w", cerr)
+	}
+	return err
 }
 
 // finish writes what is known of the layer; the metadata is what makes it
 // committed, so it comes last.
-func (d *Draft) finish(l oci.Layer, changes []tree.Change) (oci.Layer, error) {
-	s, dir := d.store, d.store.layerDir(d.ID)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return l, fmt.Errorf("commit layer: %w", err)
-	}
-	f, err := os.Create(filepath.Join(dir, "entries"))
-	if err != nil {
-		return l, fmt.Errorf("commit layer: %w", err)
-	}
-	err = layer.WriteEntries(f, changes)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = s.writeRecord(s.layerPath(d.ID), layerRecord{Layer: l, Boot: s.boot})
-	}
-	if err != nil {
+func (d *Draft) finish(l oci.Layer) (oci.Layer, error) {
+	s := d.store
+	if err := s.writeRecord(s.layerPath(d.ID), layerRecord{Layer: l, Boot: s.boot}); err != nil {
 		return l, fmt.Errorf("commit layer: %w", err)
 	}
 	d.done = true

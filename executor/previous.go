@@ -20,7 +20,8 @@ import (
 type previous struct {
 	store *cache.Store
 	id    string
-	root  int // the layer's directory, open
+	root  int             // the layer's directory, open
+	links map[string]bool // files that others in the layer are links to
 
 	next   func() (tree.Change, error, bool)
 	stop   func()
@@ -58,7 +59,20 @@ func (w *Worker) newPrevious(n *llb.Node, base []oci.Layer) *previous {
 	if err != nil {
 		return nil
 	}
-	return &previous{store: w.Store, id: l.ID, root: fd}
+	p := &previous{store: w.Store, id: l.ID, root: fd}
+	for c, err := range w.Store.Entries(l.ID) {
+		if err != nil {
+			p.close()
+			return nil
+		}
+		if c.HardLink != "" {
+			if p.links == nil {
+				p.links = map[string]bool{}
+			}
+			p.links[c.HardLink] = true
+		}
+	}
+	return p
 }
 
 func (p *previous) close() {
@@ -97,7 +111,7 @@ func (p *previous) at(file string) *tree.Change {
 		p.now = c
 	}
 	c := &p.now
-	if c.Path != file || c.Removed || c.Type() != unix.S_IFREG || c.HardLink != "" || c.Nlink > 1 || len(c.Xattrs) > 0 {
+	if c.Path != file || c.Removed || c.Type() != unix.S_IFREG || c.HardLink != "" || p.links[file] || len(c.Xattrs) > 0 {
 		return nil
 	}
 	return c

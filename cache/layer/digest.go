@@ -24,45 +24,69 @@ import (
 // of its changes, in order; not over times and inode numbers. It is empty where
 // a regular file's digest is not known: see Hash.
 func Digest(changes []tree.Change) oci.Digest {
-	h := blake3.New()
-	var b []byte
-	text := func(s string) {
-		b = binary.AppendUvarint(b, uint64(len(s)))
-		b = append(b, s...)
-	}
-	h.WriteString("layer1\n")
+	d := newDigester()
 	for i := range changes {
-		c := &changes[i]
-		b = b[:0]
-		text(c.Path)
-		switch {
-		case c.Removed:
-			b = append(b, 'r')
-		case c.Opaque:
-			b = append(b, 'o')
-		default:
-			b = append(b, 'e')
-		}
-		if !c.Removed {
-			if c.Type() == unix.S_IFREG && c.Digest == "" {
-				return ""
-			}
-			for _, n := range []uint64{uint64(c.Mode), uint64(c.UID), uint64(c.GID), uint64(c.Major), uint64(c.Minor)} {
-				b = binary.AppendUvarint(b, n)
-			}
-			text(c.Link)
-			text(c.HardLink)
-			text(string(c.Digest))
-			x := portable(c.Xattrs)
-			b = binary.AppendUvarint(b, uint64(len(x)))
-			for _, k := range slices.Sorted(maps.Keys(x)) {
-				text(k)
-				text(x[k])
-			}
-		}
-		h.Write(b)
+		d.add(&changes[i])
 	}
-	return digest(h)
+	return d.sum()
+}
+
+type digester struct {
+	h       *blake3.Hasher
+	buf     []byte
+	unknown bool // a regular file's digest
+}
+
+func newDigester() *digester {
+	return &digester{h: blake3.New(), buf: []byte("layer1\n")}
+}
+
+func (d *digester) text(s string) {
+	d.buf = append(binary.AppendUvarint(d.buf, uint64(len(s))), s...)
+}
+
+func (d *digester) add(c *tree.Change) {
+	if len(d.buf) > 8<<10 { // as much as is hashed in parallel
+		d.h.Write(d.buf)
+		d.buf = d.buf[:0]
+	}
+	d.text(c.Path)
+	switch {
+	case c.Removed:
+		d.buf = append(d.buf, 'r')
+		return
+	case c.Opaque:
+		d.buf = append(d.buf, 'o')
+	default:
+		d.buf = append(d.buf, 'e')
+	}
+	if c.Type() == unix.S_IFREG && c.Digest == "" {
+		d.unknown = true
+	}
+	for _, n := range [...]uint64{uint64(c.Mode), uint64(c.UID), uint64(c.GID), uint64(c.Major), uint64(c.Minor)} {
+		d.buf = binary.AppendUvarint(d.buf, n)
+	}
+	d.text(c.Link)
+	d.text(c.HardLink)
+	d.text(string(c.Digest))
+	x := portable(c.Xattrs)
+	d.buf = binary.AppendUvarint(d.buf, uint64(len(x)))
+	if len(x) == 0 {
+		return
+	}
+	for _, k := range slices.Sorted(maps.Keys(x)) {
+		d.text(k)
+		d.text(x[k])
+	}
+}
+
+func (d *digester) sum() oci.Digest {
+	if d.unknown {
+		return ""
+	}
+	d.h.Write(d.buf)
+	d.buf = d.buf[:0]
+	return digest(d.h)
 }
 
 func digest(h *blake3.Hasher) oci.Digest {
@@ -73,6 +97,17 @@ func digest(h *blake3.Hasher) oci.Digest {
 // Hash fills in the Digest of regular files that lack it, reading them under
 // dir, limit of them at a time. Hard links are read once.
 func Hash(ctx context.Context, changes []tree.Change, dir string, limit int) error {
+	if err := hashFiles(ctx, changes, dir, limit); err != nil {
+		return err
+	}
+	return hashLinks(changes)
+}
+
+// hashFiles is Hash but for hard links.
+func hashFiles(ctx context.Context, changes []tree.Change, dir string, limit int) error {
+	if !slices.ContainsFunc(changes, func(c tree.Change) bool { return unhashed(&c) }) {
+		return nil
+	}
 	files, err := newOpener(dir)
 	if err != nil {
 		return err
@@ -87,7 +122,7 @@ func Hash(ctx context.Context, changes []tree.Change, dir string, limit int) err
 		defer close(next)
 		for i := range changes {
 			c := &changes[i]
-			if c.Removed || c.Type() != unix.S_IFREG || c.Digest != "" || c.HardLink != "" {
+			if !unhashed(c) {
 				continue
 			}
 			select {
@@ -101,7 +136,12 @@ func Hash(ctx context.Context, changes []tree.Change, dir string, limit int) err
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("hash layer: %w", err)
 	}
-	return hashLinks(changes)
+	return nil
+}
+
+// unhashed reports whether c is a regular file that has to be read.
+func unhashed(c *tree.Change) bool {
+	return !c.Removed && c.Type() == unix.S_IFREG && c.Digest == "" && c.HardLink == ""
 }
 
 // hashLinks gives hard links the digest of what they link to.

@@ -43,20 +43,42 @@ var ErrDamaged = errors.New("list of entries is damaged")
 
 // WriteEntries writes changes to w, in the form of the package's documentation.
 func WriteEntries(w io.Writer, changes []tree.Change) error {
-	h := blake3.New()
-	bw := bufio.NewWriterSize(io.MultiWriter(w, h), 64<<10)
-	bw.WriteString(entriesMagic)
-	var b []byte
-	last := ""
+	e := newEntryWriter(w)
 	for i := range changes {
-		b = appendChange(b[:0], &changes[i], last)
-		last = changes[i].Path
-		bw.Write(b)
+		e.add(&changes[i])
 	}
-	bw.Write(binary.AppendUvarint([]byte{bitEnd}, uint64(len(changes))))
-	err := bw.Flush()
+	return e.end()
+}
+
+type entryWriter struct {
+	w    io.Writer
+	sum  *blake3.Hasher
+	buf  *bufio.Writer // to both
+	one  []byte
+	last string
+	n    uint64
+}
+
+func newEntryWriter(w io.Writer) *entryWriter {
+	e := &entryWriter{w: w, sum: blake3.New()}
+	e.buf = bufio.NewWriterSize(io.MultiWriter(w, e.sum), 64<<10)
+	e.buf.WriteString(entriesMagic)
+	return e
+}
+
+func (e *entryWriter) add(c *tree.Change) {
+	e.one = appendChange(e.one[:0], c, e.last)
+	e.last = c.Path
+	e.n++
+	e.buf.Write(e.one)
+}
+
+// end writes what is left, or is the first error.
+func (e *entryWriter) end() error {
+	e.buf.Write(binary.AppendUvarint([]byte{bitEnd}, e.n))
+	err := e.buf.Flush()
 	if err == nil {
-		_, err = w.Write(h.Sum(nil)[:sumSize])
+		_, err = e.w.Write(e.sum.Sum(nil)[:sumSize])
 	}
 	if err != nil {
 		return fmt.Errorf("write entries: %w", err)

@@ -232,6 +232,15 @@ func (d *Driver) Changes(ctx context.Context, id string) iter.Seq2[tree.Change, 
 	}
 }
 
+// Made is where the files of prepared layer id are; see cache.Driver.
+func (d *Driver) Made(id string) (string, error) {
+	w, err := d.shelf.Work(id)
+	if err != nil {
+		return "", fmt.Errorf("layer %s: %w", id, err)
+	}
+	return filepath.Join(w, "upper"), nil
+}
+
 // below is the tree that the layer prepared in dir is upon.
 func (d *Driver) below(dir string) (*tree.Tree, error) {
 	list, err := os.ReadFile(filepath.Join(dir, "chain"))

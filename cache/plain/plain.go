@@ -167,6 +167,19 @@ func (d *Driver) Changes(ctx context.Context, id string) iter.Seq2[tree.Change, 
 	}
 }
 
+// Made is where the files of prepared layer id are; see cache.Driver.
+func (d *Driver) Made(id string) (string, error) {
+	dir, err := d.shelf.Work(id)
+	if err != nil {
+		return "", fmt.Errorf("layer %s: %w", id, err)
+	}
+	root := filepath.Join(dir, "root")
+	if _, err := os.Lstat(root); errors.Is(err, fs.ErrNotExist) {
+		root = filepath.Join(dir, "delta") // upon nothing
+	}
+	return root, nil
+}
+
 // changes yields the changes of the layer prepared in dir.
 func (d *Driver) changes(ctx context.Context, dir string, yield func(tree.Change, error) bool) error {
 	chain, err := os.ReadFile(filepath.Join(dir, "chain"))

@@ -28,7 +28,8 @@ type Entry struct {
 	ModTime time.Time
 	Link    string            // target of a symbolic link, as stored
 	Xattrs  map[string]string // without overlayfs's own; nil if none
-	// Ino identifies the inode and Nlink counts its names, within one layer.
+	// Ino identifies the inode within one layer. Nlink counts its names, which may
+	// be in others too.
 	Ino   uint64
 	Nlink uint64
 	// Digest is of a regular file's content, blake3; empty where it has not
