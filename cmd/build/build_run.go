@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strconv"
 
@@ -30,6 +31,10 @@ func (g *globals) open(ctx context.Context, driver, runtime string) (*builder.Bu
 
 // runBuild is where the command line ends and the builder begins.
 func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
+	if os.Getenv("GOGC") == "" {
+		// What is held grows with the number of files; rather collect more often.
+		debug.SetGCPercent(40)
+	}
 	b, err := g.open(ctx, o.Driver, o.Steps.OCIRuntime)
 	if err != nil {
 		return err
