@@ -107,11 +107,7 @@ func (c *Case) redone() bool {
 
 // scripts reports whether a script contains text.
 func (c *Case) scripts(text string) bool {
-	found := false
-	c.eachInstr(func(in *Instr) {
-		found = found || in.Op == "RUN" && strings.Contains(in.script(), text)
-	})
-	return found
+	return c.has(func(in *Instr) bool { return in.Op == "RUN" && strings.Contains(in.script(), text) })
 }
 
 // linked reports whether a script may write to a file that has several names in

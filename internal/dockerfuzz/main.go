@@ -2,10 +2,12 @@
 //
 // Each case is a Dockerfile over a generated context and generated base images
 // with odd contents. It is built by the overlay and the plain driver, with and
-// without cache, again, and again after a change that concerns no step; it is
-// carried out by hand, with directories and chroot; and it is built by the other
-// builders that answer on this machine (buildctl, docker, buildah). What differs
-// is made smaller and printed with its seed. It needs root and a static busybox.
+// without cache, again, and again after a change that concerns no step; in two
+// halves, the second upon an image of the store; and after a change that concerns
+// some. It is carried out by hand, with directories and chroot, and built by the
+// other builders that answer on this machine (buildctl, docker; buildah when it
+// is named). What differs is made smaller and printed with its seed. It needs
+// root and a static busybox.
 package main
 
 import (
@@ -63,7 +65,7 @@ func parseFlags() options {
 	flag.IntVar(&o.stop, "stop", 10, "end after this many findings")
 	flag.BoolVar(&o.modes, "modes", true, "compare drivers and cached builds")
 	flag.BoolVar(&o.plain, "plain", true, "compare with steps carried out by hand")
-	flag.StringVar(&o.peers, "peers", "all", "compare with these other `builders`, if they answer: all, none, or of buildctl, docker and buildah")
+	flag.StringVar(&o.peers, "peers", "all", "compare with these other `builders`, if they answer: all (buildctl and docker), none, or of buildctl, docker and buildah")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: dockerfuzz [flags] [FILE...]\n\nWith files it checks the cases in them, as they were printed.")
 		flag.PrintDefaults()

@@ -45,22 +45,24 @@ func (c *Case) lowerLinks() bool {
 // modern reports whether the case has what Buildah does not know, or only in
 // versions that distributions do not have yet.
 func (c *Case) modern() bool {
-	found := false
-	c.eachInstr(func(in *Instr) {
-		found = found || in.Link || in.Parents || len(in.Exclude)+len(in.Inline) > 0 || in.Form == "heredoc" ||
-			strings.ContainsAny(in.Chmod, "+-=")
+	return c.has(func(in *Instr) bool {
+		return in.Link || in.Parents || len(in.Exclude)+len(in.Inline) > 0 || in.Form == "heredoc" || strings.ContainsAny(in.Chmod, "+-=")
 	})
-	return found
 }
 
-// quirk is a failure of BuildKit's where nothing stands against building: what
+// quirk is a failure of a peer's where nothing stands against building: what
 // its log says, and which instructions it is about.
 type quirk struct {
 	says  []string // all of them
 	about func(in *Instr) bool
 }
 
-var quirks = []quirk{
+var buildahQuirks = []quirk{
+	// Of an image, it takes a pattern that matches nothing for an error.
+	{[]string{"checking on sources under"}, func(in *Instr) bool { return in.copies() && slices.ContainsFunc(in.Args, wild) }},
+}
+
+var buildkitQuirks = []quirk{
 	// Of a context it is sent only what patterns match, and so does not find
 	// the directory of a pattern that matches nothing in it.
 	{[]string{"lstat /", "no such file or directory"}, func(in *Instr) bool {
@@ -88,15 +90,15 @@ func (in *Instr) copies() bool { return in.Op == "COPY" || in.Op == "ADD" }
 
 // stricter reports whether a peer fails for one of its quirks.
 func (c *Case) stricter(peer, log string) bool {
-	if peer != "buildctl" && peer != "docker" {
-		return false
+	found, quirks := false, buildkitQuirks
+	if peer == "buildah" {
+		quirks = buildahQuirks
 	}
-	found := false
 	for _, q := range quirks {
 		if slices.ContainsFunc(q.says, func(s string) bool { return !strings.Contains(log, s) }) {
 			continue
 		}
-		c.eachInstr(func(in *Instr) { found = found || q.about(in) })
+		found = found || c.has(q.about)
 	}
 	return found
 }
@@ -104,9 +106,7 @@ func (c *Case) stricter(peer, log string) bool {
 // laxer reports whether a peer builds where something is missing: BuildKit does
 // not look for what COPY --parents names in the very image that it builds upon.
 func (c *Case) laxer(peer, log string) bool {
-	found := false
-	c.eachInstr(func(in *Instr) { found = found || in.Parents && in.From != "" })
-	return found && (peer == "buildctl" || peer == "docker") && strings.Contains(log, "not found")
+	return c.has(func(in *Instr) bool { return in.Parents && in.From != "" }) && (peer == "buildctl" || peer == "docker") && strings.Contains(log, "not found")
 }
 
 // comparePeer compares with another builder's image.
@@ -119,7 +119,26 @@ func (c *Case) comparePeer(a, b *Image, peer string) []string {
 		}
 	}
 	c.dropStubs(a.Flat, b.Flat)
-	return append(out, differences(a.Flat, b.Flat, c.loose(peer != "buildah"))...)
+	if peer == "buildah" { // leaves what it mounted over
+		for _, p := range []string{"etc/hostname", "etc/hosts", "etc/resolv.conf", "etc", "run/.containerenv", "run/secrets", "run"} {
+			b.Flat.dropEmpty(p)
+		}
+	}
+	adjust := c.loose(peer != "buildah")
+	if peer != "buildah" {
+		return append(out, differences(a.Flat, b.Flat, adjust)...)
+	}
+	chowns := c.has(func(in *Instr) bool { return in.Chown != "" })
+	chmods := c.has(func(in *Instr) bool { return in.Chmod != "" })
+	return differences(a.Flat, b.Flat, func(p string, n *Node) {
+		adjust(p, n)
+		if chowns { // after the mode has been set
+			n.Mode &^= 0o6000
+		}
+		if chmods && n.Kind == Dir { // those that are there too
+			n.Mode = 0
+		}
+	})
 }
 
 // rootMode reports whether a step has changed the mode of the root, which in
@@ -128,6 +147,12 @@ func (im *Image) rootMode() bool {
 	return slices.ContainsFunc(im.Layers, func(l string) bool {
 		return strings.Contains("\n"+l, "\n5 \"./\" ") && !strings.Contains("\n"+l, "\n5 \"./\" 755 ")
 	})
+}
+
+func (c *Case) has(what func(*Instr) bool) bool {
+	found := false
+	c.eachInstr(func(in *Instr) { found = found || what(in) })
+	return found
 }
 
 // dropStubs takes an empty directory out of the trees that only one of them has
@@ -149,8 +174,9 @@ func (c *Case) dropStubs(a, b Tree) {
 	})
 }
 
+// dropEmpty removes a file or directory with nothing in it.
 func (t Tree) dropEmpty(p string) {
-	if t[p].Kind != Dir {
+	if n := t[p]; n.Kind != Dir && n.Sum != sum(nil) {
 		return
 	}
 	for q := range t {
