@@ -38,7 +38,8 @@ type batch struct {
 	buf   *[]byte // of copyBuffers
 	n     int
 	files []unfilled
-	rest  chan piece // the content of the last file, if that is a large one
+	rest  chan piece    // the content of the last file, if that is a large one
+	done  chan struct{} // closed when nothing is done with the files any more
 }
 
 type unfilled struct {
@@ -68,7 +69,9 @@ func newFiller(ctx context.Context, notice func(string)) *filler {
 	return f
 }
 
-func newBatch() *batch { return &batch{buf: copyBuffers.Get().(*[]byte)} }
+func newBatch() *batch {
+	return &batch{buf: copyBuffers.Get().(*[]byte), done: make(chan struct{})}
+}
 
 // add takes the file fd, which it closes in the end, and the content of file
 // from r.
@@ -82,6 +85,7 @@ func (f *filler) add(r io.Reader, fd int, file *inode) error {
 	}
 	b := f.now
 	b.files = append(b.files, unfilled{fd: fd, file: file, size: size})
+	file.filling = b.done
 	if _, err := io.ReadFull(r, (*b.buf)[b.n:b.n+size]); err != nil {
 		return fmt.Errorf("%s: read tar: %w", file.Path, err)
 	}
@@ -175,8 +179,21 @@ func (f *filler) run() {
 	}
 }
 
+// settle waits until nothing is done with file any more.
+func (f *filler) settle(file *inode) {
+	if file.filling == nil {
+		return
+	}
+	if file.filling == f.now.done {
+		f.send()
+	}
+	<-file.filling
+	file.filling = nil
+}
+
 // close gives up what is left of the batch.
 func (b *batch) close() {
+	defer close(b.done)
 	for _, u := range b.files {
 		unix.Close(u.fd)
 	}

@@ -28,6 +28,10 @@ type inode struct {
 	tree.Entry
 	names uint64
 	first string // of the names, the first in order; set at the end
+	// filling is closed when the filler is done with the file; nil: it is.
+	// Until then Digest is the filler's to write, and nothing of Entry anybody's
+	// else.
+	filling <-chan struct{}
 }
 
 // put gives n the kid name, in place of any other.

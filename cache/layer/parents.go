@@ -70,15 +70,21 @@ func (a *applier) relabel(i *inode, p string, h *tar.Header) error {
 		return fmt.Errorf("%s: %w", p, err)
 	}
 	to := &i.Entry
-	to.UID, to.GID, to.ModTime = e.UID, e.GID, e.ModTime
-	if to.Type() != unix.S_IFLNK {
-		to.Mode = to.Type() | e.Perm()
+	labelled := tree.Entry{
+		Path: p, Mode: to.Mode, UID: e.UID, GID: e.GID, ModTime: e.ModTime,
+		Size: to.Size, Major: to.Major, Minor: to.Minor, Link: to.Link, Xattrs: maps.Clone(to.Xattrs),
 	}
-	to.Xattrs = maps.Clone(to.Xattrs)
-	delete(to.Xattrs, "security.capability")
-	a.xattrs(h, to)
-	labelled := *to
-	labelled.Path = p
+	if to.Type() != unix.S_IFLNK {
+		labelled.Mode = to.Type() | e.Perm()
+	}
+	delete(labelled.Xattrs, "security.capability")
+	a.xattrs(h, &labelled)
+	if labelled.Mode == to.Mode && labelled.UID == to.UID && labelled.GID == to.GID &&
+		labelled.ModTime.Equal(to.ModTime) && maps.Equal(labelled.Xattrs, to.Xattrs) {
+		return nil // as nearly always: the file need not be waited for
+	}
+	a.fill.settle(i)
+	to.Mode, to.UID, to.GID, to.ModTime, to.Xattrs = labelled.Mode, labelled.UID, labelled.GID, labelled.ModTime, labelled.Xattrs
 	return a.setMeta(&labelled)
 }
 
