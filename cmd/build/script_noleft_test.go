@@ -1,28 +1,16 @@
 package main
 
 import (
-	"bytes"
-	"encoding/hex"
-	"errors"
-	"fmt"
-	"io/fs"
 	"maps"
-	"net"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
-	"github.com/zeebo/blake3"
-)
 
-// things are what a machine has that a command may forget to remove, each by a
-// line that says what it is.
-type things map[string]bool
+	"github.com/861fb494/build/internal/testbase/house"
+)
 
 // beforeKey is where setup leaves the things that were there before a script.
 type beforeKey struct{}
@@ -33,10 +21,10 @@ func noleft(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 0 {
 		ts.Fatalf("usage: noleft")
 	}
-	before, _ := ts.Value(beforeKey{}).(things)
+	before, _ := ts.Value(beforeKey{}).(house.Things)
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		root := ts.Getenv("BUILD_ROOT")
-		now, err := look(root, ts.Getenv("TMPDIR"), filepath.Join(root, "tmp"), filepath.Join(root, "images", "ingest"))
+		now, err := house.Look(root, ts.Getenv("TMPDIR"), filepath.Join(root, "tmp"), filepath.Join(root, "images", "ingest"))
 		ts.Check(err)
 		maps.DeleteFunc(now, func(thing string, _ bool) bool { return before[thing] })
 		if len(now) == 0 {
@@ -48,128 +36,15 @@ func noleft(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// look lists what is there now: mounts, devices, tables and processes in the
-// tests' namespaces, control groups of the state directory root, files in dirs.
-func look(root string, dirs ...string) (things, error) {
-	all := things{}
-	for _, find := range []func(things) error{
-		findMounts,
-		findProcesses,
-		findNetwork,
-		func(t things) error { return findFiles(t, dirs) },
-		func(t things) error {
-			found, err := groups(root)
-			for _, g := range found {
-				t["control group "+g] = true
-			}
-			return err
-		},
-	} {
-		if err := find(all); err != nil {
-			return nil, err
-		}
-	}
-	return all, nil
-}
-
-func findMounts(t things) error {
-	data, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(string(data)) {
-		if f := strings.Fields(line); len(f) > 4 {
-			t["mount "+f[4]] = true
-		}
-	}
-	return nil
-}
-
-// findProcesses leaves out zombies, whose parent is at work on them, and the
-// test itself with what it waits for.
-func findProcesses(t things) error {
-	dirs, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		return err
-	}
-	for _, dir := range dirs {
-		stat, err := os.ReadFile(dir + "/stat")
-		if err != nil {
-			continue // ended meanwhile
-		}
-		after := stat[bytes.LastIndexByte(stat, ')')+1:]
-		if f := bytes.Fields(after); len(f) == 0 || string(f[0]) == "Z" || string(f[0]) == "X" {
-			continue
-		}
-		pid, err := strconv.Atoi(filepath.Base(dir))
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		command, err := os.ReadFile(dir + "/cmdline")
-		if err != nil || len(command) == 0 {
-			continue // ended, or a thread of the kernel
-		}
-		t[fmt.Sprintf("process %d: %s", pid, bytes.ReplaceAll(bytes.TrimRight(command, "\x00"), []byte{0}, []byte{' '}))] = true
-	}
-	return nil
-}
-
-// groups are the control groups of the state directory root, in whatever
-// hierarchies there are. They go with the last step in them.
-func groups(root string) ([]string, error) {
-	sum := blake3.Sum256([]byte(root))
-	name := "build-" + hex.EncodeToString(sum[:4]) // cache.Store.Group
-	one, err := filepath.Glob("/sys/fs/cgroup/" + name)
-	if err != nil {
-		return nil, err
-	}
-	many, err := filepath.Glob("/sys/fs/cgroup/*/" + name)
-	return append(one, many...), err
-}
-
 // hasgroup fails if there is no control group for the state directory, which
 // noleft would not notice if it looked in the wrong place.
 func hasgroup(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 0 {
 		ts.Fatalf("usage: hasgroup")
 	}
-	found, err := groups(ts.Getenv("BUILD_ROOT"))
+	found, err := house.Groups(ts.Getenv("BUILD_ROOT"))
 	ts.Check(err)
 	if len(found) == 0 {
 		ts.Fatalf("the running step has no control group")
 	}
-}
-
-func findNetwork(t things) error {
-	devices, err := net.Interfaces()
-	if err != nil {
-		return err
-	}
-	for _, d := range devices {
-		t["network device "+d.Name] = true
-	}
-	if _, err := exec.LookPath("nft"); err != nil {
-		return nil
-	}
-	tables, err := exec.Command("nft", "list", "tables").CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("nft list tables: %w: %s", err, tables)
-	}
-	for line := range strings.Lines(string(tables)) {
-		t["firewall "+strings.TrimSpace(line)] = true
-	}
-	return nil
-}
-
-func findFiles(t things, dirs []string) error {
-	for _, dir := range dirs {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		for _, e := range entries {
-			t["temporary file "+filepath.Join(dir, e.Name())] = true
-		}
-	}
-	return nil
 }

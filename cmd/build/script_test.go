@@ -12,6 +12,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/861fb494/build/internal/testbase"
+	"github.com/861fb494/build/internal/testbase/house"
 )
 
 // TestScript runs testdata/script/*.txt with the real binary, one after the
@@ -117,7 +118,7 @@ func setup(t testing.TB, e *testscript.Env, name, bin, registry string) error {
 	e.Setenv("REGISTRY", registry)
 	e.Setenv("TEST", name)
 	e.Setenv("PATH", bin+":"+os.Getenv("PATH"))
-	before, err := look(root)
+	before, err := house.Look(root)
 	if err != nil {
 		return err
 	}
