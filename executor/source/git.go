@@ -72,6 +72,11 @@ func (g *Git) Open(ctx context.Context, s llb.Source) (Content, error) {
 	}
 	defer unlock()
 	dir, err := c.checkout(ctx, g.dir, s.Digest.Encoded(), s.Git)
+	if err != nil && !g.o.Offline && c.dropped(ctx) {
+		if err = c.fetch(ctx, s.Digest.Encoded(), s.Git.Ref); err == nil {
+			dir, err = c.checkout(ctx, g.dir, s.Digest.Encoded(), s.Git)
+		}
+	}
 	return Content{Dir: dir}, err
 }
 
@@ -103,16 +108,22 @@ func (g *Git) fetched(ctx context.Context, s llb.Source) (_ *gitCommand, unlock 
 		return c, unlock, err
 	}
 	err = c.fetch(ctx, commit, s.Git.Ref)
-	if err != nil && ctx.Err() == nil && !errors.Is(err, ErrNoCommit) {
-		if _, broken := c.run(ctx, "fsck", "--connectivity-only", "--no-dangling"); broken != nil {
-			// Left so by a process that was killed, or by a full disk.
-			if err := os.RemoveAll(c.gitDir); err != nil {
-				return nil, unlock, err
-			}
-			err = c.fetch(ctx, commit, s.Git.Ref)
-		}
+	if err != nil && !errors.Is(err, ErrNoCommit) && c.dropped(ctx) {
+		err = c.fetch(ctx, commit, s.Git.Ref)
 	}
 	return c, unlock, err
+}
+
+// dropped removes the repository if it is damaged: by a process that was killed,
+// a full disk, a disk that errs.
+func (c *gitCommand) dropped(ctx context.Context) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	if _, err := c.run(ctx, "fsck", "--no-dangling"); err == nil || ctx.Err() != nil {
+		return false
+	}
+	return os.RemoveAll(c.gitDir) == nil
 }
 
 func (g *Git) key(remote string) string {

@@ -27,7 +27,8 @@ import (
 // HTTP is the source of files at URLs, for one build. What it downloads it
 // keeps in a directory, which several processes may share:
 //
-//	<key>.json              what the server said last of a URL
+//	<key>.json              what the server said last of a URL, and a line with
+//	                        the sha256 of that
 //	<key>-<algorithm>-<hex> a download, by its digest; its time is Last-Modified
 //
 // where key is made of the URL. Anything in it may be deleted at any time.
@@ -107,6 +108,16 @@ func (h *HTTP) Open(ctx context.Context, s llb.Source) (c Content, err error) {
 	if err := s.Digest.Validate(); err != nil {
 		return c, fmt.Errorf("download %s: %w", redact(s.Ref), err)
 	}
+	for {
+		c, err = h.open(ctx, s)
+		if !errors.Is(err, errDamaged) {
+			return c, err
+		}
+		// It is removed now: the next try downloads it.
+	}
+}
+
+func (h *HTTP) open(ctx context.Context, s llb.Source) (c Content, err error) {
 	in, err := os.Open(h.dataPath(s.Ref, s.Digest))
 	if errors.Is(err, os.ErrNotExist) {
 		if _, err := h.download(ctx, s.Ref, "", s.Digest); err != nil {
@@ -129,6 +140,8 @@ func (h *HTTP) Open(ctx context.Context, s llb.Source) (c Content, err error) {
 	return Content{Dir: dir}, os.Chmod(dir, 0o755)
 }
 
+var errDamaged = errors.New("the copy on disk is damaged")
+
 // place copies in to path, verified by s's digest: the download may have been
 // damaged since.
 func place(path string, in *os.File, s llb.Source) error {
@@ -146,8 +159,11 @@ func place(path string, in *os.File, s llb.Source) error {
 		return err
 	}
 	if got := digest.NewDigest(s.Digest.Algorithm(), sum); got != s.Digest {
-		os.Remove(in.Name())
-		return fmt.Errorf("the copy on disk was damaged and is removed now (digest %s instead of %s); try again", got, s.Digest)
+		err := fmt.Errorf("%w: digest %s instead of %s", errDamaged, got, s.Digest)
+		if rerr := os.Remove(in.Name()); rerr != nil {
+			return fmt.Errorf("%v: %w", err, rerr) // not an errDamaged: there is no next try
+		}
+		return err
 	}
 	if s.UID != 0 || s.GID != 0 {
 		if err := out.Chown(s.UID, s.GID); err != nil {

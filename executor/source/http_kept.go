@@ -1,6 +1,7 @@
 package source
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -9,6 +10,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/861fb494/build/internal/oci"
 )
@@ -26,7 +29,11 @@ func (h *HTTP) dataPath(u string, d oci.Digest) string {
 func (h *HTTP) readRecord(u string) record {
 	var r record
 	data, err := os.ReadFile(h.key(u) + ".json")
-	if err != nil || json.Unmarshal(data, &r) != nil || r.URL != u || r.Digest.Validate() != nil {
+	text, sum, _ := bytes.Cut(data, []byte("\n"))
+	if err != nil || string(sum) != digest.FromBytes(text).String()+"\n" {
+		return record{}
+	}
+	if json.Unmarshal(text, &r) != nil || r.URL != u || r.Digest.Validate() != nil {
 		return record{}
 	}
 	return r
@@ -37,6 +44,7 @@ func (h *HTTP) writeRecord(r record) error {
 	if err != nil {
 		return err
 	}
+	data = append(data, "\n"+digest.FromBytes(data).String()+"\n"...)
 	return writeAside(h.dir, h.key(r.URL)+".json", data)
 }
 

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -247,14 +248,37 @@ func TestHTTPDamagedCopy(t *testing.T) {
 	if err := os.WriteFile(h.dataPath(s.Ref, s.Digest), []byte("tex"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.Open(t.Context(), s); err == nil || !strings.Contains(err.Error(), "damaged") {
-		t.Errorf("Open of a damaged copy = %v", err)
-	}
 	c, err := h.Open(t.Context(), s)
 	if err != nil {
-		t.Fatalf("second Open = %v", err)
+		t.Fatalf("Open of a damaged copy = %v, want it downloaded again", err)
 	}
-	os.RemoveAll(c.Dir)
+	defer os.RemoveAll(c.Dir)
+	if got, err := os.ReadFile(filepath.Join(c.Dir, "f")); string(got) != "text" {
+		t.Errorf("Open of a damaged copy yields %q, %v, want %q", got, err, "text")
+	}
+}
+
+// A record that is damaged is not believed, in any of its parts.
+func TestHTTPDamagedRecord(t *testing.T) {
+	dir, src := t.TempDir(), llb.Source{Ref: newPage(t, &page{body: "text", etag: `"1"`}) + "/name"}
+	if _, err := NewHTTP(dir, nil).Pin(t.Context(), src); err != nil {
+		t.Fatal(err)
+	}
+	path := NewHTTP(dir, nil).key(src.Ref) + ".json"
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range whole {
+		b := bytes.Clone(whole)
+		b[i] ^= 1
+		if err := os.WriteFile(path, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got := NewHTTP(dir, nil).readRecord(src.Ref); got != (record{}) {
+			t.Errorf("with byte %d damaged, the record is %+v, want none", i, got)
+		}
+	}
 }
 
 func TestHTTPConcurrently(t *testing.T) {
