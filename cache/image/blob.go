@@ -65,8 +65,12 @@ func blobError(d oci.Digest, err error) error {
 
 // Open opens blob d. The bytes are verified while they are read: where they
 // turn out not to be d, the Read that would give io.EOF gives a wrapped
-// ErrDamaged, so bytes must not be used for good before io.EOF.
-func (s *Store) Open(d oci.Digest) (io.ReadCloser, error) {
+// ErrDamaged, so bytes must not be used for good before io.EOF. The blob is
+// removed then, so that who needs it gets it from elsewhere.
+func (s *Store) Open(d oci.Digest) (io.ReadCloser, error) { return s.open(d, true) }
+
+// open is Open; a damaged blob is removed only with drop.
+func (s *Store) open(d oci.Digest, drop bool) (io.ReadCloser, error) {
 	p, err := s.path(d)
 	if err != nil {
 		return nil, err
@@ -75,7 +79,7 @@ func (s *Store) Open(d oci.Digest) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, blobError(d, err)
 	}
-	return &verified{f: f, want: d, hash: sha256.New()}, nil
+	return &verified{f: f, want: d, hash: sha256.New(), drop: drop}, nil
 }
 
 // verified is a blob that is checked as it is read.
@@ -83,6 +87,7 @@ type verified struct {
 	f    *os.File
 	want oci.Digest
 	hash hash.Hash
+	drop bool // remove it if it is damaged
 }
 
 func (v *verified) Read(p []byte) (int, error) {
@@ -91,6 +96,9 @@ func (v *verified) Read(p []byte) (int, error) {
 	switch {
 	case err == io.EOF:
 		if digest.NewDigest(digest.SHA256, v.hash) != v.want {
+			if v.drop {
+				_ = os.Remove(v.f.Name()) // else it is found to be damaged again
+			}
 			return n, fmt.Errorf("blob %s: %w on disk", v.want, ErrDamaged)
 		}
 	case err != nil:

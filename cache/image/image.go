@@ -8,6 +8,7 @@
 //	blobs/sha256/<hex>    manifests, indexes, configurations, pulled layers
 //	records/compressed/   what layers built here are once compressed
 //	records/origin/       repositories that hold a blob
+//	records/index         the same as index.json, for when that is damaged
 //	ingest/               what is being written: empty, as it has no name yet
 //	lock                  flock(2): see below
 //
@@ -27,6 +28,11 @@
 //
 // read the images "node:alpine" and "localhost/app". A descriptor without
 // these annotations is an image that has an ID but no name.
+//
+// # Records
+//
+// A record is followed by a line with the sha256 of what is before it. One that
+// does not fit it is as good as none.
 //
 // # Commits, and who may delete
 //
@@ -81,13 +87,12 @@ type Store struct {
 // Open opens the store in dir and makes it if it is not there.
 func Open(dir string) (*Store, error) {
 	s := &Store{dir: dir, now: time.Now}
-	if _, err := os.Stat(filepath.Join(dir, specs.ImageLayoutFile)); err == nil {
+	if s.layout() == nil {
 		return s, nil
 	}
 	if err := os.MkdirAll(s.blobDir(), 0o755); err != nil {
 		return nil, fmt.Errorf("make image store: %w", err)
 	}
-	layout := []byte(`{"imageLayoutVersion":"` + specs.ImageLayoutVersion + `"}` + "\n")
 	if err := s.lock(func() error {
 		if _, err := os.Stat(s.indexPath()); errors.Is(err, os.ErrNotExist) {
 			if err := s.writeIndex(&oci.Index{}); err != nil {
@@ -95,7 +100,7 @@ func Open(dir string) (*Store, error) {
 			}
 		}
 		// The layout file comes last: where it is, the rest is.
-		return s.writeFile(filepath.Join(dir, specs.ImageLayoutFile), layout)
+		return s.writeLayout()
 	}); err != nil {
 		return nil, fmt.Errorf("make image store: %w", err)
 	}

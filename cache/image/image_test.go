@@ -391,3 +391,85 @@ func TestRecords(t *testing.T) {
 		t.Errorf("Origins = %q, want a, b", got)
 	}
 }
+
+// Whatever is damaged, Mend drops, and what is left is whole.
+func TestMend(t *testing.T) {
+	tests := []struct {
+		name  string
+		harm  func(s *Store, d oci.Descriptor) error
+		named bool // the image keeps its name
+	}{
+		{"a manifest flipped", func(s *Store, d oci.Descriptor) error { return flip(filepath.Join(s.blobDir(), d.Digest.Encoded())) }, false},
+		{"a manifest gone", func(s *Store, d oci.Descriptor) error {
+			return os.Remove(filepath.Join(s.blobDir(), d.Digest.Encoded()))
+		}, false},
+		{"the index flipped", func(s *Store, _ oci.Descriptor) error { return flip(s.indexPath()) }, true},
+		{"the index gone", func(s *Store, _ oci.Descriptor) error { return os.Remove(s.indexPath()) }, true},
+		{"the index and its copy", func(s *Store, _ oci.Descriptor) error {
+			return errors.Join(flip(s.indexPath()), flip(s.copyPath()))
+		}, false},
+		{"the layout file flipped", func(s *Store, _ oci.Descriptor) error { return flip(s.layoutPath()) }, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := checked(t)
+			bad, good := putImage(t, s, "bad", amd64), putImage(t, s, "good", amd64)
+			for name, d := range map[string]oci.Descriptor{"bad": bad, "good": good} {
+				if err := s.Set(ref(t, name), d); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := tt.harm(s, bad); err != nil {
+				t.Fatal(err)
+			}
+			if got := s.Check(t.Context()); len(got) == 0 {
+				t.Error("Check finds nothing")
+			}
+			if got := s.Mend(t.Context()); len(got) == 0 || !strings.HasSuffix(got[0].Error(), "dropped") {
+				t.Errorf("Mend = %v, want it to say what it dropped", got)
+			}
+			if got := s.Check(t.Context()); len(got) > 0 {
+				t.Errorf("Check after Mend = %v", got)
+			}
+			if _, err := s.Get(ref(t, "bad")); (err == nil) != tt.named {
+				t.Errorf("Get = %v, want the image to be there: %v", err, tt.named)
+			}
+			if _, err := s.Manifest(good.Digest); err != nil {
+				t.Errorf("Manifest of the other image = %v", err)
+			}
+		})
+	}
+}
+
+// flip harms the first byte of a file.
+func flip(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	b[0] ^= 4
+	return os.WriteFile(path, b, 0o644)
+}
+
+// Names outlast a damaged index, but not their own removal.
+func TestIndexCopy(t *testing.T) {
+	s := checked(t)
+	d := putImage(t, s, "a", amd64)
+	for _, name := range []string{"a", "b"} {
+		if err := s.Set(ref(t, name), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Delete(ref(t, "a")); err != nil {
+		t.Fatal(err)
+	}
+	if err := flip(s.indexPath()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Get(ref(t, "b")); err != nil {
+		t.Errorf("Get after the index was damaged = %v", err)
+	}
+	if _, err := s.Get(ref(t, "a")); !errors.Is(err, ErrNotFound) {
+		t.Errorf("Get of a name that was removed = %v, want %v", err, ErrNotFound)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -172,7 +173,7 @@ func bare(d oci.Descriptor) oci.Descriptor {
 	return d
 }
 
-// index reads index.json. Where it is lost or damaged it is rebuilt first.
+// index reads index.json. Where it is lost or damaged it is recovered first.
 func (s *Store) index() (*oci.Index, error) {
 	idx, err := readIndex(s.indexPath())
 	if err == nil {
@@ -225,6 +226,22 @@ func readIndex(path string) (*oci.Index, error) {
 	return &idx, nil
 }
 
+// copyPath is the record that has the index, too.
+func (s *Store) copyPath() string { return filepath.Join(s.dir, "records", "index") }
+
+// readCopy is the index as it was last written, if that is still known.
+func (s *Store) readCopy() (*oci.Index, error) {
+	data, err := readSealed(s.copyPath())
+	if errors.Is(err, os.ErrNotExist) {
+		err = ErrDamaged
+	}
+	var idx oci.Index
+	if err == nil && json.Unmarshal(data, &idx) != nil {
+		err = ErrDamaged
+	}
+	return &idx, err
+}
+
 // writeIndex replaces index.json; the caller holds the lock.
 func (s *Store) writeIndex(idx *oci.Index) error {
 	idx.SchemaVersion = 2
@@ -238,6 +255,13 @@ func (s *Store) writeIndex(idx *oci.Index) error {
 	e.SetIndent("", " ")
 	if err := e.Encode(idx); err != nil {
 		return err
+	}
+	// First, so that it is never older than the index. One that cannot be
+	// written must not stay, since it would bring names back.
+	if err := s.writeRecord(s.copyPath(), []byte(b.String())); err != nil {
+		if rerr := os.Remove(s.copyPath()); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+			return errors.Join(err, rerr)
+		}
 	}
 	return s.writeFile(s.indexPath(), []byte(b.String()))
 }

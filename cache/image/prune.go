@@ -170,8 +170,8 @@ func (s *Store) sweepRecords(live map[oci.Digest]bool) error {
 }
 
 // Rebuild writes index.json anew from the blobs and returns its entries: every
-// index, and every manifest that no index refers to. Names are lost where
-// index.json is; entries that can be read are kept.
+// index, and every manifest that no index refers to. Entries that can be read are
+// kept, from index.json or else from its copy; only without both are names lost.
 func (s *Store) Rebuild() ([]Named, error) {
 	err := s.lock(func() error {
 		idx, err := s.rebuild()
@@ -189,7 +189,9 @@ func (s *Store) Rebuild() ([]Named, error) {
 func (s *Store) rebuild() (*oci.Index, error) {
 	idx, err := readIndex(s.indexPath())
 	if errors.Is(err, ErrDamaged) {
-		idx, err = &oci.Index{}, nil
+		if idx, err = s.readCopy(); errors.Is(err, ErrDamaged) {
+			idx, err = &oci.Index{}, nil
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -259,58 +261,4 @@ func (s *Store) sniff(d oci.Digest) (oci.Descriptor, document, bool) {
 		return no()
 	}
 	return desc, doc.document, true
-}
-
-// Check reads everything and returns what is wrong: blobs that are not what
-// their name says, entries whose manifest or configuration is missing. It is
-// slow.
-func (s *Store) Check(ctx context.Context) []error {
-	idx, err := readIndex(s.indexPath())
-	if err != nil {
-		return []error{err}
-	}
-	var bad []error
-	for _, m := range idx.Manifests {
-		list, err := s.Manifests(m)
-		if err != nil {
-			bad = append(bad, fmt.Errorf("image %s: %w", nameOf(m), err))
-		}
-		for _, d := range list {
-			man, err := s.Manifest(d.Digest)
-			if err == nil {
-				_, err = s.Config(man.Config.Digest)
-			}
-			if err != nil {
-				bad = append(bad, fmt.Errorf("image %s: %w", nameOf(m), err))
-			}
-		}
-	}
-	files, err := os.ReadDir(s.blobDir())
-	if err != nil {
-		return append(bad, err)
-	}
-	for _, e := range files {
-		if err := context.Cause(ctx); err != nil {
-			return append(bad, err)
-		}
-		d := digest.NewDigestFromEncoded(digest.SHA256, e.Name())
-		if d.Validate() != nil {
-			bad = append(bad, fmt.Errorf("image store: %s is no blob", filepath.Join(s.blobDir(), e.Name())))
-			continue
-		}
-		if err := s.checkBlob(d); err != nil {
-			bad = append(bad, err)
-		}
-	}
-	return bad
-}
-
-func (s *Store) checkBlob(d oci.Digest) error {
-	r, err := s.Open(d)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	_, err = io.Copy(io.Discard, r)
-	return err
 }

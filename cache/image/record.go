@@ -36,7 +36,7 @@ func (s *Store) Compressed(diffID oci.Digest, recipe string) (oci.Descriptor, bo
 		return oci.Descriptor{}, false
 	}
 	path := s.compressedPath(diffID, recipe)
-	data, err := os.ReadFile(path)
+	data, err := readSealed(path)
 	if err != nil {
 		return oci.Descriptor{}, false
 	}
@@ -79,7 +79,7 @@ func (s *Store) Origins(d oci.Digest) []string {
 	if d.Validate() != nil {
 		return nil
 	}
-	data, err := os.ReadFile(s.originPath(d))
+	data, err := readSealed(s.originPath(d))
 	if err != nil {
 		return nil
 	}
@@ -105,6 +105,19 @@ func (s *Store) AddOrigin(d oci.Digest, repository string) error {
 	return nil
 }
 
+// readSealed reads a record. One that is damaged is an ErrDamaged.
+func readSealed(path string) ([]byte, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	data, ok := unseal(b)
+	if !ok {
+		return nil, fmt.Errorf("%s: %w", path, ErrDamaged)
+	}
+	return data, nil
+}
+
 // writeRecord writes a record that may get lost: it is not synced, since its
 // reader checks it.
 func (s *Store) writeRecord(path string, data []byte) error {
@@ -113,7 +126,7 @@ func (s *Store) writeRecord(path string, data []byte) error {
 		return err
 	}
 	defer d.Discard()
-	if _, err := d.Write(data); err != nil {
+	if _, err := d.Write(seal(data)); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
