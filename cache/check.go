@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/861fb494/build/cache/layer"
-	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/internal/oci"
 )
 
@@ -24,13 +22,20 @@ import (
 // processes are at work on is not looked at; what this one has prepared, and
 // neither committed nor discarded, is a problem. Nothing is changed.
 //
-// A record whose layers are gone is none: it is a miss when it is asked for.
-func (s *Store) Check(ctx context.Context) []error {
-	c := checker{Store: s}
+// A record whose layers are gone is none: it is a miss when it is asked for. Nor
+// is a layer that was dropped already.
+func (s *Store) Check(ctx context.Context) []error { return s.check(ctx, false) }
+
+// Mend is Check that also drops what it finds: records are removed, layers are
+// from then on not here. The errors say what was dropped.
+func (s *Store) Mend(ctx context.Context) []error { return s.check(ctx, true) }
+
+func (s *Store) check(ctx context.Context, mend bool) []error {
+	c := checker{Store: s, mend: mend}
 	c.leases()
 	for _, f := range s.tempFiles() {
 		if owner := tempOwner(f); owner == s.lease.name || !s.Alive(owner) {
-			c.problem(f, errors.New("it was never finished"))
+			c.problem(f, errors.New("it was never finished"), remove)
 		}
 	}
 	c.layers(ctx)
@@ -64,11 +69,17 @@ func (s *Store) Check(ctx context.Context) []error {
 // checker is a Check under way.
 type checker struct {
 	*Store
+	mend     bool
 	problems []error
-	making   map[string]bool // layers that other processes make
+	making   map[string]bool // layers that processes make, or have dropped
 }
 
-func (c *checker) problem(path string, err error) {
+// remove is how what lies at a path is dropped, other than a layer.
+func remove(path string) error { return os.RemoveAll(path) }
+
+// problem notes err of what lies at path; drop, which may be nil, is what mends
+// it.
+func (c *checker) problem(path string, err error, drop func(path string) error) {
 	if err == nil || errors.Is(err, context.Canceled) {
 		return
 	}
@@ -76,17 +87,25 @@ func (c *checker) problem(path string, err error) {
 	if errors.As(err, &d) && d.What == path {
 		err = d.Err
 	}
+	name := path
 	if rel, rerr := filepath.Rel(c.dir, path); rerr == nil {
-		path = rel
+		name = rel
 	}
-	c.problems = append(c.problems, fmt.Errorf("%s: %w", path, err))
+	note := ""
+	if c.mend && drop != nil {
+		note = ": dropped"
+		if derr := drop(path); derr != nil {
+			note = fmt.Sprintf(": it cannot be dropped: %v", derr)
+		}
+	}
+	c.problems = append(c.problems, fmt.Errorf("%s: %w%s", name, err, note))
 }
 
 // list is the names in a directory, which need not be there.
 func (c *checker) list(dir string) []string {
 	entries, err := os.ReadDir(filepath.Join(c.dir, dir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		c.problem(filepath.Join(c.dir, dir), err)
+		c.problem(filepath.Join(c.dir, dir), err, nil)
 	}
 	names := make([]string, len(entries))
 	for i, e := range entries {
@@ -96,29 +115,49 @@ func (c *checker) list(dir string) []string {
 }
 
 func (c *checker) leases() {
-	c.making = map[string]bool{}
+	c.making = c.drafts()
 	for _, name := range c.list("leases") {
 		path := filepath.Join(c.dir, "leases", name)
 		owner, drafts := strings.CutSuffix(name, ".d")
 		switch {
 		case !leaseName(owner):
-			c.problem(path, errors.New("it is no lease"))
-		case !c.Alive(owner):
-			c.problem(path, errors.New("its process is gone: the next sweep removes what it left"))
+			c.problem(path, errors.New("it is no lease"), nil)
 		case drafts:
-			for _, id := range c.list(filepath.Join("leases", name)) {
-				if owner == c.lease.name {
-					c.problem(filepath.Join(path, id), errors.New("the layer was neither committed nor discarded"))
-				}
-				c.making[id] = true
-			}
+			c.listed(owner, path)
+		case !c.Alive(owner):
+			c.problem(path, errors.New("its process is gone: the next sweep removes what it left"), nil)
 		}
 	}
 	for _, name := range c.list("tmp") {
 		if !c.Alive(name) {
-			c.problem(filepath.Join(c.dir, "tmp", name), errors.New("its process is gone"))
+			c.problem(filepath.Join(c.dir, "tmp", name), errors.New("its process is gone"), remove)
 		}
 	}
+}
+
+// listed looks at the layers that the lease of owner lists, in the directory path.
+func (c *checker) listed(owner, path string) {
+	for _, id := range c.list(filepath.Join("leases", filepath.Base(path))) {
+		if _, ok := c.wasDropped(id); ok {
+			continue // removed once nobody can have it mounted
+		}
+		switch {
+		case owner == c.lease.name:
+			c.problem(filepath.Join(path, id), errors.New("the layer was neither committed nor discarded"), nil)
+		case !c.Alive(owner):
+			c.problem(filepath.Join(path, id), errors.New("its process is gone: the next sweep removes what it left"), nil)
+		}
+	}
+}
+
+// drafts are the layers that leases list.
+func (c *checker) drafts() map[string]bool {
+	found, _ := filepath.Glob(filepath.Join(c.dir, "leases", "*.d", "*")) // the only error is one of the pattern
+	ids := map[string]bool{}
+	for _, path := range found {
+		ids[filepath.Base(path)] = true
+	}
+	return ids
 }
 
 func (c *checker) layers(ctx context.Context) {
@@ -126,55 +165,30 @@ func (c *checker) layers(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if !c.making[id] {
-			c.problem(c.layerDir(id), c.layer(ctx, id))
+		if _, ok := c.wasDropped(id); ok || c.making[id] {
+			continue
 		}
+		err := c.checkLayer(ctx, id)
+		if errors.Is(err, fs.ErrNotExist) && (c.drafts()[id] || c.gone(id)) {
+			continue // begun, or removed, since the leases were listed
+		}
+		c.problem(c.layerDir(id), err, func(string) error {
+			c.Store.drop(id)
+			return nil
+		})
 	}
 }
 
-// layer compares what is recorded of a layer with its files.
-func (c *checker) layer(ctx context.Context, id string) error {
-	l, err := c.readLayer(id)
-	if err != nil {
-		return err
-	}
-	f, err := os.Open(filepath.Join(c.layerDir(id), "entries"))
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	changes, err := layer.Collect(layer.ReadEntries(f))
-	if err != nil {
-		return err
-	}
-	dir := c.driver.Dir(id)
-	if err := layer.Check(changes, dir); err != nil {
-		return err
-	}
-	if l.Content != l.DiffID && layer.Digest(changes) != l.Content {
-		return fmt.Errorf("its entries have the content digest %s, recorded is %s", layer.Digest(changes), l.Content)
-	}
-	files := make([]tree.Change, len(changes))
-	copy(files, changes)
-	for i := range files {
-		files[i].Digest = ""
-	}
-	if err := layer.Hash(ctx, files, dir, hashers); err != nil {
-		return err
-	}
-	for i, f := range files {
-		if f.Digest != changes[i].Digest {
-			return fmt.Errorf("%s has the digest %s, recorded is %s", f.Path, f.Digest, changes[i].Digest)
-		}
-	}
-	return nil
+func (c *checker) gone(id string) bool {
+	_, err := os.Lstat(c.layerDir(id))
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // files checks each file that pattern matches.
 func (c *checker) files(pattern string, check func(path string) error) {
 	found, err := filepath.Glob(filepath.Join(c.dir, pattern))
 	if err != nil {
-		c.problem(c.dir, err)
+		c.problem(c.dir, err, nil)
 	}
 	for _, path := range found {
 		if strings.HasPrefix(filepath.Base(path), tempPrefix) {
@@ -184,7 +198,7 @@ func (c *checker) files(pattern string, check func(path string) error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // removed since it was listed
 		}
-		c.problem(path, err)
+		c.problem(path, err, remove)
 	}
 }
 

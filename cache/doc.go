@@ -8,10 +8,11 @@
 //	format            "build state 1": the version word of all that follows
 //	driver            "overlay" or "plain": which driver snapshots/ belongs to
 //	leases/L          the lease of a process, locked (flock) while it lives
-//	leases/L.d/ID     a layer that this process is making
+//	leases/L.d/ID     a layer that this process is making, or has dropped
 //	snapshots/        the driver's: see packages overlay and plain
 //	layers/ID/        what is known of the committed layer ID: layer.json, entries,
-//	                  and tar-E, the diff ID of its tar with times up to E
+//	                  and tar-E, the diff ID of its tar with times up to E; one that
+//	                  was found to be damaged has "dropped" instead of layer.json
 //	steps/HH/H        the record of the step with the key H; HH are its first digits
 //	places/P          the key that was recorded last for a place, P being a hash of it,
 //	                  and which files of the context had it missed the last few times
@@ -24,6 +25,9 @@
 //	http/, git/       downloads of ADD, for their sources
 //	locks/NAME        what is being done by one process at a time; removed after use
 //	tmp/L/            temporary files of the process with the lease L
+//	gc.lock           orders marks of use and collection: see gc.go
+//	pruned, last.json when collection last began by itself; what the last build did
+//	oci/              bundles of steps that an installed runtime runs
 //	images/           the image store, an OCI image layout: see package image
 //	containers/       containers of build run: see internal/container
 //
@@ -47,12 +51,24 @@
 // A layer is committed by the rename of its layer.json, the last thing to be
 // written: its files are in place by then, and its entries. None of them are
 // synced: layer.json names the run of the kernel that wrote them, and in another
-// one the files are compared with the entries (their types and sizes) before the
-// layer is used for the first time; one that a power cut has harmed is not here
+// one the files are compared with the entries (their types, sizes and times) before
+// the layer is used for the first time; one that a power cut has harmed is not here
 // any more. A step is recorded by
 // the rename of its record, after its layers are committed. What a process has
 // begun and not committed it has listed under its lease first; the next process
 // to sweep, or the process itself when it ends in order, removes it.
+//
+// # Damage
+//
+// A layer is compared with its entries in this way whenever a step reads it,
+// beside the step, whose result counts only if it was whole. What reads all of a
+// layer compares contents: with the diff ID, or where that is not known yet with
+// the digests in the entries. A layer that fails is dropped: its layer.json gets
+// the name "dropped", so that it is not here for anybody, and its files go once no
+// process runs that began before and may have them mounted.
+//
+// The word in format is a record as well. One that is damaged is written anew,
+// and so is driver, as snapshots/ tells.
 //
 // # Who may delete
 //

@@ -100,12 +100,13 @@ func (s *Store) use(layers []oci.Layer) {
 	}
 }
 
-// running is when the oldest process that has the directory open began.
-func (s *Store) running() time.Time {
+// running is when the oldest process that has the directory open began; but for
+// this one, if others says so.
+func (s *Store) running(others bool) time.Time {
 	oldest := s.now()
 	names, _ := os.ReadDir(filepath.Join(s.dir, "leases")) // none to be seen: this process's own
 	for _, n := range names {
-		if !leaseName(n.Name()) || !s.Alive(n.Name()) {
+		if !leaseName(n.Name()) || others && n.Name() == s.lease.name || !s.Alive(n.Name()) {
 			continue
 		}
 		if st, err := n.Info(); err == nil && st.ModTime().Before(oldest) {
@@ -118,7 +119,7 @@ func (s *Store) running() time.Time {
 // Usage lists all that takes room. The sizes add up to what du(1) says of the
 // directory. wanted is as in PruneOptions.
 func (s *Store) Usage(ctx context.Context, wanted func(id string) string) ([]Item, error) {
-	u := usage{store: s, ctx: ctx, wanted: wanted, since: s.running(), seen: map[inode]bool{}}
+	u := usage{store: s, ctx: ctx, wanted: wanted, since: s.running(false), seen: map[inode]bool{}}
 	for _, list := range []func() error{u.layers, u.mounts, u.downloads} {
 		if err := list(); err != nil {
 			return nil, fmt.Errorf("measure state directory: %w", err)
@@ -237,7 +238,8 @@ func (s *Store) collectLayer(ctx context.Context, id string, since time.Time) er
 	}
 	st, err := os.Lstat(s.layerPath(id))
 	if err == nil && st.ModTime().Before(since) {
-		s.disown(id)
+		s.forget(id)
+		os.Remove(s.layerPath(id))
 	}
 	release()
 	if err != nil || !st.ModTime().Before(since) {

@@ -29,6 +29,8 @@ type layerRecord struct {
 	Boot string `json:"boot,omitempty"`
 }
 
+func (s *Store) entriesPath(id string) string { return filepath.Join(s.layerDir(id), "entries") }
+
 func (s *Store) layerPath(id string) string { return filepath.Join(s.layerDir(id), "layer.json") }
 
 // readLayer reads a committed layer's metadata.
@@ -47,38 +49,16 @@ func (s *Store) survived(l layerRecord) error {
 	if l.Boot == "" || l.Boot == s.boot {
 		return nil
 	}
-	changes, err := layer.Collect(s.Entries(l.ID))
-	if err == nil {
-		err = layer.Check(changes, s.driver.Dir(l.ID))
-	}
-	if err != nil {
-		s.disown(l.ID)
-		return damaged(l.ID, err)
+	if err := s.look(context.Background(), l.ID); err != nil {
+		return err
 	}
 	l.Boot = ""
 	_ = s.writeRecord(s.layerPath(l.ID), l) // or it is looked at again
 	return nil
 }
 
-func damaged(id string, err error) error {
-	var d *DamagedError
-	if errors.As(err, &d) {
-		return err
-	}
-	return &DamagedError{What: "layer " + id, Err: err}
-}
-
-// disown makes a layer that is not what it should be one that is not here. Its
-// files stay: a step may have them mounted.
-func (s *Store) disown(id string) {
-	s.mu.Lock()
-	delete(s.known, id)
-	s.mu.Unlock()
-	os.Remove(s.layerPath(id))
-}
-
 // Layer is the committed layer id, with what is known of it. One that is not
-// here is an fs.ErrNotExist.
+// here is an fs.ErrNotExist. One that is damaged is dropped, and a *DamagedError.
 func (s *Store) Layer(id string) (oci.Layer, error) {
 	s.mu.Lock()
 	l, ok := s.known[id]
@@ -90,8 +70,14 @@ func (s *Store) Layer(id string) (oci.Layer, error) {
 		}
 	}
 	r, err := s.readLayer(id)
+	var bad *DamagedError
+	if errors.As(err, &bad) {
+		return oci.Layer{}, s.broken(id, err)
+	}
 	if err == nil {
-		_, err = os.Lstat(s.driver.Dir(id))
+		if _, err = os.Lstat(s.driver.Dir(id)); errors.Is(err, fs.ErrNotExist) {
+			err = s.broken(id, fmt.Errorf("its files are gone: %w", err))
+		}
 	}
 	if err == nil {
 		err = s.survived(r)
@@ -125,7 +111,12 @@ func (s *Store) Shareable(id string) (dir string, ok bool) {
 // Draft is a layer that is being made.
 type Draft struct {
 	Snapshot
-	ID    string
+	ID string
+	// Unread: digests that Commit is given are those that layers have recorded
+	// of files which are shared or were copied without being read. Whoever reads
+	// the new layer first compares.
+	Unread bool
+
 	store *Store
 	done  bool
 }
@@ -264,6 +255,12 @@ func (d *Draft) finish(l oci.Layer) (oci.Layer, error) {
 	d.done = true
 	s.lease.drop(d.ID)
 	s.remember(l)
+	s.vouch(d.ID)
+	if !d.Unread {
+		s.mu.Lock()
+		s.fresh[d.ID] = true
+		s.mu.Unlock()
+	}
 	return l, nil
 }
 
@@ -276,19 +273,18 @@ func (s *Store) View(ctx context.Context, chain []oci.Layer) (Snapshot, error) {
 // is damaged is a *DamagedError, and the layer no longer here.
 func (s *Store) Entries(id string) iter.Seq2[tree.Change, error] {
 	return func(yield func(tree.Change, error) bool) {
-		f, err := os.Open(filepath.Join(s.layerDir(id), "entries"))
+		f, err := os.Open(s.entriesPath(id))
 		if err != nil {
 			if errors.Is(err, fs.ErrNotExist) {
-				s.disown(id)
+				err = s.broken(id, err)
 			}
 			yield(tree.Change{}, err)
 			return
 		}
 		defer f.Close()
 		for c, err := range layer.ReadEntries(f) {
-			if errors.Is(err, layer.ErrDamaged) {
-				s.disown(id)
-				err = &DamagedError{What: "layer " + id, Err: fmt.Errorf("%w; build again to have it made anew", err)}
+			if layer.Unreadable(err) {
+				err = s.broken(id, fmt.Errorf("%w; build again to have it made anew", err))
 			}
 			if !yield(c, err) {
 				return
@@ -300,11 +296,17 @@ func (s *Store) Entries(id string) iter.Seq2[tree.Change, error] {
 // RemoveLayer deletes a layer: metadata first, so that it is gone for every
 // other process before its files are.
 func (s *Store) RemoveLayer(ctx context.Context, id string) error {
-	s.mu.Lock()
-	delete(s.known, id)
-	s.mu.Unlock()
-	if err := os.RemoveAll(s.layerDir(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	s.forget(id)
+	err := os.RemoveAll(s.layerDir(id))
+	if errors.Is(err, unix.ENOTEMPTY) { // another process has just dropped it
+		err = os.RemoveAll(s.layerDir(id))
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove layer %s: %w", id, err)
 	}
-	return s.driver.Remove(ctx, id)
+	if err := s.driver.Remove(ctx, id); err != nil {
+		return err
+	}
+	s.lease.drop(id) // where it was dropped
+	return nil
 }

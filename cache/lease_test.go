@@ -146,7 +146,7 @@ func TestOpenRefuses(t *testing.T) {
 	tests := []struct {
 		name, format, want string
 	}{
-		{"another version", "build state 2\n", `is "build state 2", this program writes "build state 1"`},
+		{"another version", string(sealRecord([]byte("build state 2"))), `is "build state 2", this program writes "build state 1"`},
 		{"something else", "hello", `use another --root`},
 	}
 	for _, tt := range tests {
@@ -165,16 +165,21 @@ func TestOpenRefuses(t *testing.T) {
 			}
 		})
 	}
-	t.Run("cut short", func(t *testing.T) {
+}
+
+func TestFormatDamaged(t *testing.T) {
+	whole := string(sealRecord([]byte(format)))
+	for _, text := range []string{"", whole[:5], whole[:20], "x" + whole[1:], whole[:len(whole)-1] + "x", format + "\n", "build state 3\n"} {
 		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, "format"), nil, 0o600); err != nil {
+		open(t, dir)
+		if err := os.WriteFile(filepath.Join(dir, "format"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		open(t, dir)
-		if b, err := os.ReadFile(filepath.Join(dir, "format")); string(b) != format {
-			t.Errorf("format is %q, %v, want %q", b, err, format)
+		if b, err := os.ReadFile(filepath.Join(dir, "format")); string(b) != whole {
+			t.Errorf("format was %q and is %q, %v, want %q", text, b, err, whole)
 		}
-	})
+	}
 }
 
 func TestLock(t *testing.T) {

@@ -70,12 +70,26 @@ func (e expired) Is(target error) bool { return target == ErrExpired || target =
 // DamagedError is the error for a record or a layer that is not what was
 // written. It is a miss with a reason.
 type DamagedError struct {
-	What string
-	Err  error
+	What  string
+	Layer string // its ID, where it is one
+	Err   error
+	gone  bool
 }
 
-func (e *DamagedError) Error() string { return fmt.Sprintf("%s is damaged: %v", e.What, e.Err) }
+func (e *DamagedError) Error() string {
+	if e.gone {
+		return fmt.Sprintf("%s is gone: %v", e.What, e.Err)
+	}
+	return fmt.Sprintf("%s is damaged: %v", e.What, e.Err)
+}
+
 func (e *DamagedError) Unwrap() error { return e.Err }
+
+// Gone is the *DamagedError of a layer that was here and is not any more, as err
+// says.
+func Gone(id string, err error) error {
+	return &DamagedError{What: "layer " + id, Layer: id, Err: err, gone: true}
+}
 
 // sealRecord adds the checksum line that openRecord checks: the text, a
 // newline, "blake3:" and the hash of the text, a newline.
@@ -241,12 +255,11 @@ func (s *Store) present(layers []oci.Layer) error {
 		_, err := s.Layer(id)
 		var bad *DamagedError
 		if errors.Is(err, fs.ErrNotExist) && !errors.As(err, &bad) {
-			if _, err := os.Lstat(s.layerPath(id)); errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("layer %s: %w", l.ID, errGone)
-			}
+			s.stray(id)
+			return fmt.Errorf("layer %s: %w", l.ID, errGone)
 		}
 		if err != nil {
-			return &DamagedError{What: "layer " + l.ID, Err: err}
+			return damaged(id, err)
 		}
 	}
 	return nil

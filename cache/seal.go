@@ -17,7 +17,8 @@ import (
 
 // Tar opens the uncompressed tar of a layer whose files, or those of its Source,
 // are here, with times up to l.Epoch where that is set: the same bytes each time,
-// from either.
+// from either. A layer that turns out to be damaged is dropped, and reading ends
+// with a *DamagedError.
 func (s *Store) Tar(ctx context.Context, l oci.Layer) (io.ReadCloser, error) {
 	l.ID = s.filesOf(l)
 	if _, err := s.Layer(l.ID); err != nil {
@@ -25,7 +26,7 @@ func (s *Store) Tar(ctx context.Context, l oci.Layer) (io.ReadCloser, error) {
 	}
 	pr, pw := io.Pipe()
 	go func() {
-		_, err := s.writeTar(ctx, pw, l)
+		_, err := s.writeTar(ctx, pw, l, l.DiffID == "") // whoever has the diff ID compares that
 		pw.CloseWithError(err)
 	}()
 	return pr, nil
@@ -41,8 +42,17 @@ func (s *Store) filesOf(l oci.Layer) string {
 	return l.ID
 }
 
-func (s *Store) writeTar(ctx context.Context, w io.Writer, l oci.Layer) (size int64, err error) {
-	return layer.Write(ctx, w, s.Entries(l.ID), s.driver.Dir(l.ID), layer.Options{Epoch: l.Epoch})
+// writeTar writes the tar of l. With verify it compares the files with the list
+// of them, unless this process has made the layer of bytes that it had in hand.
+func (s *Store) writeTar(ctx context.Context, w io.Writer, l oci.Layer, verify bool) (size int64, err error) {
+	s.mu.Lock()
+	fresh := s.fresh[l.ID]
+	s.mu.Unlock()
+	size, err = layer.Write(ctx, w, s.Entries(l.ID), s.driver.Dir(l.ID), layer.Options{Epoch: l.Epoch, Verify: verify && !fresh})
+	if layer.Unreadable(err) {
+		err = s.broken(l.ID, err)
+	}
+	return size, err
 }
 
 // Seal gives l the diff ID and the size of the tar that Tar opens. They are
@@ -54,7 +64,7 @@ func (s *Store) Seal(ctx context.Context, l oci.Layer) (oci.Layer, error) {
 		}
 		of, err := s.Seal(ctx, oci.Layer{ID: l.Source, Epoch: l.Epoch})
 		if err == nil && of.DiffID != l.DiffID {
-			err = fmt.Errorf("layer %s: its files were changed: the tar has the diff ID %s now", l.DiffID, of.DiffID)
+			err = s.broken(l.Source, fmt.Errorf("its files were changed: the tar has the diff ID %s now, not %s", of.DiffID, l.DiffID))
 		}
 		l.TarSize = of.TarSize
 		return l, err
@@ -75,7 +85,7 @@ func (s *Store) Seal(ctx context.Context, l oci.Layer) (oci.Layer, error) {
 		return l, nil
 	}
 	h := digest.SHA256.Digester()
-	if l.TarSize, err = s.writeTar(ctx, h.Hash(), l); err != nil {
+	if l.TarSize, err = s.writeTar(ctx, h.Hash(), l, true); err != nil {
 		return l, fmt.Errorf("hash the tar of layer %s: %w", l.ID, err)
 	}
 	l.DiffID = h.Digest()

@@ -20,7 +20,7 @@ import (
 )
 
 // format is the version word of the state directory; doc.go says what it covers.
-const format = "build state 1\n"
+const format = "build state 1"
 
 // Store is the state directory, open in one process. It is safe for concurrent
 // use, and any number of processes may have the same directory open.
@@ -32,45 +32,54 @@ type Store struct {
 	now    func() time.Time
 	boot   string // this run of the kernel; "" where it does not say
 
-	mu    sync.Mutex
-	known map[string]oci.Layer // committed layers, as their metadata says
-	used  map[string]bool      // layers that are marked as used
+	mu     sync.Mutex
+	known  map[string]oci.Layer // committed layers, as their metadata says
+	used   map[string]bool      // layers that are marked as used
+	intact map[string]bool      // layers whose files have been looked at
+	fresh  map[string]bool      // layers made by this process
 }
 
 // Open opens the state directory dir, which is made if it is not there, and
 // takes a lease in it. driver keeps the layers' files.
 func Open(ctx context.Context, dir string, driver Driver) (*Store, error) {
+	_, err := os.Lstat(filepath.Join(dir, "leases"))
+	ours := err == nil
 	for _, d := range []string{"", "leases", "layers", "steps", "places", "locks", "results", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o711); err != nil {
 			return nil, fmt.Errorf("open state directory: %w", err)
 		}
 	}
-	s := &Store{dir: dir, driver: driver, now: time.Now, boot: bootID(), known: map[string]oci.Layer{}, used: map[string]bool{}}
-	var err error
+	s := &Store{dir: dir, driver: driver, now: time.Now, boot: bootID(), known: map[string]oci.Layer{}, used: map[string]bool{}, intact: map[string]bool{}, fresh: map[string]bool{}}
 	if s.lease, err = newLease(filepath.Join(dir, "leases")); err != nil {
 		return nil, err
 	}
-	if err := s.checkFormat(); err != nil {
+	if err := s.checkFormat(ours); err != nil {
 		s.lease.close()
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *Store) checkFormat() error {
+// checkFormat refuses a directory of another version, and one that is not ours
+// and has a file of that name. In one of ours a file without its checksum is
+// damaged, and written anew.
+func (s *Store) checkFormat(ours bool) error {
 	path := filepath.Join(s.dir, "format")
 	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && len(b) == 0 { // empty after a power cut
-		return s.writeFile(path, []byte(format))
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read state format: %w", err)
 	}
-	if string(b) != format {
-		return fmt.Errorf("%s is %q, this program writes %q: use another --root, or remove that directory",
-			path, strings.TrimSpace(string(b)), strings.TrimSpace(format))
+	word, err := openRecord(b)
+	switch {
+	case err == nil && string(word) == format:
+		return nil
+	case err != nil && (ours || len(b) == 0): // empty after a power cut
+		return s.writeFile(path, sealRecord([]byte(format)))
+	case err != nil:
+		word = b
 	}
-	return nil
+	return fmt.Errorf("%s is %q, this program writes %q: use another --root, or remove that directory",
+		path, strings.TrimSpace(string(word)), format)
 }
 
 // Close ends the lease: what was prepared and not committed is removed.

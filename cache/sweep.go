@@ -58,21 +58,24 @@ func (s *Store) sweepFiles(gone map[string]bool) {
 }
 
 // abandon removes the layers that the lease at path lists and that were never
-// committed.
+// committed, or that were dropped since. Of the latter, those stay listed that
+// another process may still use, or this one, unless the lease is its own: then
+// it is done with them.
 func (s *Store) abandon(ctx context.Context, path string) {
+	own := path == s.lease.path
 	drafts, err := os.ReadDir(path + ".d")
 	if err != nil {
 		return
 	}
 	for _, d := range drafts {
-		if s.abandonDraft(ctx, d.Name()) == nil {
+		if s.abandonDraft(ctx, d.Name(), own) == nil {
 			os.Remove(filepath.Join(path+".d", d.Name()))
 		}
 	}
 	os.Remove(path + ".d")
 }
 
-func (s *Store) abandonDraft(ctx context.Context, id string) error {
+func (s *Store) abandonDraft(ctx context.Context, id string, own bool) error {
 	unlock, err := s.tryLock("layer-" + id)
 	if err != nil {
 		return err // somebody else is unpacking that layer now
@@ -81,6 +84,9 @@ func (s *Store) abandonDraft(ctx context.Context, id string) error {
 	// Under the lock: one who had it may have committed the layer.
 	if _, err := s.readLayer(id); err == nil {
 		return nil
+	}
+	if at, ok := s.wasDropped(id); ok && s.running(own).Before(at) {
+		return errMounted
 	}
 	if err := os.RemoveAll(s.layerDir(id)); err != nil {
 		return err

@@ -47,6 +47,7 @@ func (e *edit) origin(ctx context.Context, i int) (origin, error) {
 		e.views = map[int]*chainView{}
 	}
 	e.views[i] = v
+	e.watches = append(e.watches, e.w.watch(ctx, v.layers))
 	return v, nil
 }
 

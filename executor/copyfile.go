@@ -232,6 +232,9 @@ func (c *copier) bytes(ctx context.Context, in *input, out int) (oci.Digest, err
 	if err != nil {
 		return "", err
 	}
+	if in.fixed {
+		c.unread.Store(true)
+	}
 	if !in.fixed && (n != in.Size || !in.Unchanged()) {
 		return "", nil
 	}

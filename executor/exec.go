@@ -41,13 +41,22 @@ func (w *Worker) exec(ctx context.Context, n *llb.Node, op llb.Exec, in []Result
 		return Result{}, err
 	}
 	defer d.Discard()
+	var layers []oci.Layer
+	for _, r := range in {
+		layers = append(layers, r.Layers...)
+	}
+	intact := w.watch(ctx, layers)
 	x := &execution{Worker: w, n: n, op: op, in: in, draft: d}
 	defer func() { err = errors.Join(err, x.close()) }()
 	spec, err := x.spec(ctx)
-	if err != nil {
+	if err == nil {
+		err = x.run(ctx, spec)
+	}
+	// First of all: a program that is damaged fails, or does not.
+	if err := intact(); err != nil && ctx.Err() == nil {
 		return Result{}, err
 	}
-	if err := x.run(ctx, spec); err != nil {
+	if err != nil {
 		return Result{}, err
 	}
 	// The process has written behind the tree's back.

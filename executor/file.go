@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,10 +38,17 @@ func (w *Worker) file(ctx context.Context, n *llb.Node, op llb.File, in []Result
 		e.previous = w.newPrevious(n, in[0].Layers)
 	}
 	for _, a := range op.Actions {
-		if err := e.apply(ctx, a); err != nil {
-			return Result{}, err
+		if err = e.apply(ctx, a); err != nil {
+			break
 		}
 	}
+	if err := e.intact(); err != nil && ctx.Err() == nil {
+		return Result{}, err
+	}
+	if err != nil {
+		return Result{}, err
+	}
+	d.Unread = e.unread.Load()
 	l, err := d.Commit(ctx, &e.known)
 	if err != nil {
 		return Result{}, err
@@ -58,11 +66,22 @@ type edit struct {
 	in       []Result
 	base     bool                 // there is something below: names of users can be looked up
 	views    map[int]*chainView   // of inputs that are chains
+	watches  []func() error       // of their layers: see Worker.watch
 	known    tree.Digests         // contents of the files written
 	read     map[int]*pick.Hasher // of inputs that are contexts: what was read of them
 	previous *previous            // may be nil
 	noClones atomic.Bool          // the file system has no reflinks
+	unread   atomic.Bool          // known has digests that layers have recorded
 	now      time.Time            // of directories and files that have no time of their own
+}
+
+// intact waits until the files of all layers that are read have been looked at.
+func (e *edit) intact() error {
+	var err error
+	for _, w := range e.watches {
+		err = cmp.Or(err, w())
+	}
+	return err
 }
 
 func (e *edit) close() {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/cache/layer"
 	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/internal/oci"
@@ -45,7 +46,7 @@ func (w *Worker) Fetch(ctx context.Context, layers []oci.Layer) ([]oci.Layer, er
 		if l := layers[i]; unpacked(l) {
 			pulled = append(pulled, i)
 		} else if _, err := w.Store.Layer(l.ID); err != nil {
-			return nil, fmt.Errorf("layer %s is gone: %w", l.ID, err)
+			return nil, cache.Gone(l.ID, err)
 		}
 	}
 	if len(pulled) == 0 {
@@ -81,6 +82,26 @@ func (w *Worker) Fetch(ctx context.Context, layers []oci.Layer) ([]oci.Layer, er
 		}
 	}
 	return layers, nil
+}
+
+// watch looks at the files of layers, beside what is done with them. intact waits
+// for that and says whether they are, and have been, what they should be; it may
+// be called again.
+func (w *Worker) watch(ctx context.Context, layers []oci.Layer) (intact func() error) {
+	looked := make(chan error, 1)
+	go func() { looked <- w.Store.Intact(ctx, layers) }()
+	return sync.OnceValue(func() error {
+		if err := <-looked; err != nil {
+			return err
+		}
+		// Another process may have found one damaged, and made it anew.
+		for _, l := range layers {
+			if _, err := w.Store.Layer(l.ID); err != nil {
+				return cache.Gone(l.ID, err)
+			}
+		}
+		return nil
+	})
 }
 
 // placed is chain with the IDs under which its layers lie here, and which of

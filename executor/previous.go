@@ -157,6 +157,7 @@ func (c *copier) reuse(a *act, e *tree.Entry) bool {
 		return false // too many links, or the layer was just collected
 	}
 	a.digest = d
+	c.unread.Store(true)
 	return true
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/cache/layer"
 	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/executor/pick"
@@ -291,11 +292,12 @@ func Lost(ctx context.Context, l oci.Layer, err error) error {
 	return &LostError{Layer: l, Err: err}
 }
 
-// Shown is err as a display is to have it: a step that lost an imported layer is
-// stopped, and the build begins again.
+// Shown is err as a display is to have it: a step that lost an imported layer, or
+// found one damaged, is stopped, and the build begins again.
 func Shown(err error) error {
 	var lost *LostError
-	if errors.As(err, &lost) {
+	var bad *cache.DamagedError
+	if errors.As(err, &lost) || errors.As(err, &bad) && bad.Layer != "" {
 		return context.Canceled
 	}
 	return err

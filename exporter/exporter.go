@@ -32,6 +32,10 @@ type Exporter interface {
 	Close() error
 }
 
+// ErrChanged is wrapped by errors about a layer whose bytes are not those that
+// its diff ID names.
+var ErrChanged = errors.New("the layer's files were changed")
+
 // Registry is where images are pushed to; *registry.Client is one.
 type Registry interface {
 	// PushBlob makes sure that ref's repository has blob d: it is there, or

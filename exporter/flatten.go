@@ -105,7 +105,7 @@ func walkTar(ctx context.Context, l oci.Layer, f func(int, *tar.Header, io.Reade
 		return err
 	}
 	if l.DiffID != "" && s.digest() != l.DiffID {
-		return fmt.Errorf("its tar has the diff ID %s now", s.digest())
+		return fmt.Errorf("its tar has the diff ID %s now: %w", s.digest(), ErrChanged)
 	}
 	return nil
 }

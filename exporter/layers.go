@@ -285,7 +285,7 @@ func (m *maker) make(ctx context.Context) (blob, error) {
 	report(plain.n, plain.n, true)
 	diffID := plain.digest()
 	if l.DiffID != "" && l.DiffID != diffID {
-		return blob{}, fmt.Errorf("its tar has the diff ID %s now: the layer's files were changed", diffID)
+		return blob{}, fmt.Errorf("its tar has the diff ID %s now: %w", diffID, ErrChanged)
 	}
 	d := oci.Descriptor{MediaType: m.mediaType(), Digest: packed.digest(), Size: packed.n}
 	if s := p.o.Store; s != nil && p.method.Type != compress.Uncompressed {
@@ -357,7 +357,7 @@ func copyBlob(ctx context.Context, w io.Writer, b blob) error {
 		return fmt.Errorf("read layer %s: %w", b.desc.Digest, err)
 	}
 	if s.n != b.desc.Size || s.digest() != b.desc.Digest {
-		return fmt.Errorf("read layer %s: got %d bytes of digest %s, want %d", b.desc.Digest, s.n, s.digest(), b.desc.Size)
+		return fmt.Errorf("read layer %s: got %d bytes of digest %s, want %d: %w", b.desc.Digest, s.n, s.digest(), b.desc.Size, ErrChanged)
 	}
 	return nil
 }

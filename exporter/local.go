@@ -45,7 +45,7 @@ func (w *local) layer(ctx context.Context, l oci.Layer) (blob, error) {
 			return blob{}, fmt.Errorf("export layer %s: %w", l.ID, err)
 		}
 		if d.Digest != "" && d.Digest != s.digest() {
-			return blob{}, fmt.Errorf("export layer %s: its tar has the diff ID %s now: the layer's files were changed", d.Digest, s.digest())
+			return blob{}, fmt.Errorf("export layer %s: its tar has the diff ID %s now: %w", d.Digest, s.digest(), ErrChanged)
 		}
 		d.Digest, d.Size = s.digest(), s.n
 	}

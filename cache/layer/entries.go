@@ -247,6 +247,16 @@ func (d *decoder) number() uint64 {
 	return n
 }
 
+func (d *decoder) signed() int64 {
+	n, size := binary.Varint(d.rest)
+	if size <= 0 {
+		d.bad = true
+		return 0
+	}
+	d.take(uint64(size))
+	return n
+}
+
 // limited is a number that is at most most.
 func (d *decoder) limited(most uint64) uint64 {
 	n := d.number()
@@ -273,12 +283,7 @@ func (d *decoder) change(kind byte, last string) tree.Change {
 	c.UID = int(d.limited(math.MaxUint32))
 	c.GID = int(d.limited(math.MaxUint32))
 	c.Size = int64(d.limited(math.MaxInt64))
-	sec, size := binary.Varint(d.rest)
-	if size <= 0 {
-		d.bad = true
-		return c
-	}
-	d.take(uint64(size))
+	sec := d.signed()
 	c.ModTime = time.Unix(sec, int64(d.limited(999_999_999)))
 	c.Ino, c.Nlink = d.number(), d.number()
 	if kind&bitDigest != 0 {

@@ -81,7 +81,7 @@ func TestApplyManyFiles(t *testing.T) {
 		if a, b := Digest(got), Digest(raw[1:]); a == "" || a != b {
 			t.Errorf("%d files: Apply lists %s, the directory holds %s", n, a, b)
 		}
-		if err := Check(got, up); err != nil {
+		if err := Intact(bytes.NewReader(sealedList(t, got)), up); err != nil {
 			t.Errorf("%d files: %v", n, err)
 		}
 		if after := openFiles(t); after != before {

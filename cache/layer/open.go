@@ -46,32 +46,7 @@ func (o *opener) open(c *tree.Change) (*os.File, error) {
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != c.Size {
 		unix.Close(fd)
-		return nil, fmt.Errorf("%s changed while the layer was read: %d bytes expected, found %d", c.Path, c.Size, st.Size)
+		return nil, fmt.Errorf("%s %w: it has %d bytes, not %d", c.Path, errChanged, st.Size, c.Size)
 	}
 	return os.NewFile(uintptr(fd), c.Path), nil
-}
-
-// Check reports the first of changes whose file under dir is not there or is of
-// another type or size: what a power cut does to a layer that was not synced.
-func Check(changes []tree.Change, dir string) error {
-	o, err := newOpener(dir)
-	if err != nil {
-		return err
-	}
-	defer o.Close()
-	for i := range changes {
-		c := &changes[i]
-		if c.Removed {
-			continue
-		}
-		var st unix.Stat_t
-		err := unix.Fstatat(o.fd, "."+c.Path, &st, unix.AT_SYMLINK_NOFOLLOW)
-		if err != nil {
-			return &os.PathError{Op: "stat", Path: c.Path, Err: err}
-		}
-		if st.Mode&unix.S_IFMT != c.Type() || c.Type() == unix.S_IFREG && st.Size != c.Size {
-			return fmt.Errorf("%s is damaged: %d bytes expected, found %d", c.Path, c.Size, st.Size)
-		}
-	}
-	return nil
 }

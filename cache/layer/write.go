@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/tree"
@@ -23,6 +24,8 @@ type Options struct {
 	Epoch time.Time
 	// Notice is told of what a tar cannot hold and Write left out. May be nil.
 	Notice func(message string)
+	// Verify compares what is read with the digests of changes.
+	Verify bool
 }
 
 // copyBuffers are for reading files. 128 KiB: fewer system calls than io.Copy's
@@ -91,7 +94,7 @@ func writeChange(ctx context.Context, tw *tar.Writer, c *tree.Change, files *ope
 		return writeMarker(tw, path.Join(c.Path, opaque))
 	}
 	if h.Typeflag == tar.TypeReg && c.Size > 0 {
-		return writeContent(ctx, tw, c, files)
+		return writeContent(ctx, tw, c, files, o.Verify)
 	}
 	return nil
 }
@@ -168,7 +171,7 @@ func header(c *tree.Change, o Options) (*tar.Header, error) {
 	return h, nil
 }
 
-func writeContent(ctx context.Context, w io.Writer, c *tree.Change, files *opener) error {
+func writeContent(ctx context.Context, w io.Writer, c *tree.Change, files *opener, verify bool) error {
 	f, err := files.open(c)
 	if err != nil {
 		return err
@@ -176,6 +179,12 @@ func writeContent(ctx context.Context, w io.Writer, c *tree.Change, files *opene
 	defer f.Close()
 	buf := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(buf)
+	var h *blake3.Hasher
+	if verify && c.Digest != "" {
+		h = hashers.Get().(*blake3.Hasher)
+		defer hashers.Put(h)
+		h.Reset()
+	}
 	var total int64
 	for {
 		if err := ctx.Err(); err != nil {
@@ -184,12 +193,18 @@ func writeContent(ctx context.Context, w io.Writer, c *tree.Change, files *opene
 		n, err := f.Read(*buf)
 		total += int64(n)
 		if total > c.Size || err == io.EOF && total < c.Size {
-			return fmt.Errorf("%s changed while the layer was read: %d bytes expected, found %d", c.Path, c.Size, total)
+			return fmt.Errorf("%s %w: it has %d bytes, not %d", c.Path, errChanged, total, c.Size)
+		}
+		if h != nil {
+			h.Write((*buf)[:n])
 		}
 		if _, werr := w.Write((*buf)[:n]); werr != nil {
 			return fmt.Errorf("%s: %w", c.Path, werr)
 		}
 		if err == io.EOF {
+			if h != nil && digest(h) != c.Digest {
+				return fmt.Errorf("%s %w: its content is another", c.Path, errChanged)
+			}
 			return nil
 		}
 		if err != nil {

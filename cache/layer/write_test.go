@@ -126,8 +126,8 @@ func TestWriteRefuses(t *testing.T) {
 		is         error
 	}{
 		{"as it is", "/f", 4, "", nil},
-		{"grown", "/f", 3, "3 bytes expected, found 4", nil},
-		{"shrunk", "/f", 5, "5 bytes expected, found 4", nil},
+		{"grown", "/f", 3, "it has 4 bytes, not 3", nil},
+		{"shrunk", "/f", 5, "it has 4 bytes, not 5", nil},
 		{"name of a whiteout", "/.wh.f", 0, "/.wh.f: names that begin", nil},
 		{"below the name of a whiteout", "/.wh.d/x", 0, "/.wh.d/x: names that begin", nil},
 		{"through a symbolic link", "/out/hostname", 1, "", unix.ELOOP},
@@ -243,8 +243,15 @@ func FuzzReadEntries(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		// Past the checksum, which a fuzzer does not find.
 		got, err := Collect(ReadEntries(bytes.NewReader(sealed(body))))
+		seen := Intact(bytes.NewReader(sealed(body)), t.TempDir())
 		if err != nil {
+			if seen == nil {
+				t.Errorf("Intact of a list that ReadEntries refuses (%v) succeeds", err)
+			}
 			return
+		}
+		if errors.Is(seen, ErrDamaged) {
+			t.Errorf("Intact of a list that ReadEntries reads = %v", seen)
 		}
 		var again bytes.Buffer
 		if err := WriteEntries(&again, got); err != nil {

@@ -10,7 +10,7 @@
 //
 // Commit does not sync. After a power cut, files of a layer committed within the
 // last half minute or so may be missing or short; what refers to the layer has
-// to notice (layer.Check compares it with its entries) and make the layer anew.
+// to notice (layer.Intact compares it with its entries) and make the layer anew.
 // The other choice, syncfs in each commit, would write out all that any step of
 // any build has written since, caches and temporary files included, and make a
 // step of milliseconds one of seconds.

@@ -191,20 +191,25 @@ func printUsage(w io.Writer, items []cache.Item, verbose bool) error {
 }
 
 func newFsckCommand(g *globals) *cobra.Command {
-	return &cobra.Command{
+	var dry bool
+	c := &cobra.Command{
 		Use:   "fsck",
 		Short: "Check all that is in the state directory",
 		Long: `Read all that is in the state directory and say what is wrong with it: damaged
 records, layers whose files are not what they were, blobs that are not what their
-name says. Nothing need be done about any of it, since whatever is damaged is
-made anew when it is needed.`,
+name says. What is damaged is dropped, and made or fetched anew when it is needed;
+with --dry-run it is only told. The exit code is 1 if there was anything.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return g.withBuilder(c.Context(), func(b *builder.Builder) error {
 				if err := b.Sweep(c.Context()); err != nil {
 					return err
 				}
-				problems := b.Check(c.Context())
+				check := b.Mend
+				if dry {
+					check = b.Check
+				}
+				problems := check(c.Context())
 				for _, p := range problems {
 					fmt.Fprintln(g.stdout, p)
 				}
@@ -217,4 +222,6 @@ made anew when it is needed.`,
 			})
 		},
 	}
+	c.Flags().BoolVar(&dry, "dry-run", false, "say what is wrong, and drop nothing")
+	return c
 }

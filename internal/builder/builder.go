@@ -120,8 +120,12 @@ func newDriver(root, name string) (d cache.Driver, notice string, err error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, "", fmt.Errorf("open state directory: %w", err)
 	}
+	kept := string(was)
+	if kept != "overlay" && kept != "plain" {
+		kept = driverOf(filepath.Join(root, "snapshots")) // the file is damaged, or there is none yet
+	}
 	if name == "" || name == "auto" {
-		name = string(was)
+		name = kept
 	}
 	if name == "" {
 		name = "overlay"
@@ -130,8 +134,8 @@ func newDriver(root, name string) (d cache.Driver, notice string, err error) {
 			notice = fmt.Sprintf("snapshots in %s are copies, which is slower and takes more room: %v", root, err)
 		}
 	}
-	if len(was) > 0 && string(was) != name {
-		return nil, "", fmt.Errorf("%s keeps its snapshots with the driver %q: use that, or another --root, for %q", root, was, name)
+	if kept != "" && kept != name {
+		return nil, "", fmt.Errorf("%s keeps its snapshots with the driver %q: use that, or another --root, for %q", root, kept, name)
 	}
 	dir := filepath.Join(root, "snapshots")
 	switch name {
@@ -142,10 +146,22 @@ func newDriver(root, name string) (d cache.Driver, notice string, err error) {
 	default:
 		return nil, "", fmt.Errorf("unknown storage driver %q: want overlay, plain or auto", name)
 	}
-	if err == nil && len(was) == 0 {
+	if err == nil && string(was) != name {
 		err = os.WriteFile(chosen, []byte(name), 0o644)
 	}
 	return d, notice, err
+}
+
+// driverOf is the driver that has made the directory of snapshots, "" if none
+// has: only the plain one keeps trees.
+func driverOf(dir string) string {
+	if _, err := os.Lstat(filepath.Join(dir, "trees")); err == nil {
+		return "plain"
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "layers")); err == nil {
+		return "overlay"
+	}
+	return ""
 }
 
 // bundles is where an OCI runtime's bundles are kept for as long as steps run.

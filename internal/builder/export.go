@@ -173,8 +173,8 @@ func (j *job) images(ctx context.Context, w *executor.Worker, results []executor
 	var images []oci.PlatformImage
 	for i, r := range results {
 		low, layers := j.lowered[i], r.Layers
-		var err error
-		if bound {
+		err := j.glance(ctx, layers)
+		if err == nil && bound {
 			layers, err = j.rewrite(ctx, w, layers, j.epoch(i))
 		}
 		if err == nil {

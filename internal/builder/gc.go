@@ -154,6 +154,12 @@ func (b *Builder) AutoPrune(ctx context.Context, keep int64, pinned []string) (P
 	return b.Prune(ctx, cache.PruneOptions{Keep: keep}, pinned)
 }
 
+// Mend is Check that drops what is damaged: it is made, or fetched, anew when it
+// is needed. The errors say what was dropped.
+func (b *Builder) Mend(ctx context.Context) []error {
+	return append(b.Store.Mend(ctx), b.Images.Mend(ctx)...)
+}
+
 // Check reads all of the state directory and returns what is wrong with it.
 func (b *Builder) Check(ctx context.Context) []error {
 	return append(b.Store.Check(ctx), b.Images.Check(ctx)...)

@@ -242,16 +242,23 @@ func (r *remoteImages) elsewhere(ctx context.Context, origin string, d oci.Descr
 }
 
 // solveAgain solves and exports, and begins again where an imported layer turned
-// out not to be had: its step runs then.
+// out not to be had, or one that is here to be damaged: its step runs then.
 func (j *job) solveAgain(ctx context.Context) error {
-	for {
+	for mended := 0; ; {
 		j.result.Steps = 0
 		err := j.solveAndExport(ctx)
 		var lost *executor.LostError
-		if err == nil || ctx.Err() != nil || !errors.As(err, &lost) || !j.losses.Add(lost) {
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return err
+		case errors.As(err, &lost) && j.losses.Add(lost):
+			j.Sink.Emit(progress.Warning{Message: "a layer from the cache is not to be had, so its step is run: " + lost.Err.Error()})
+		case isDamage(err) && mended < maxMended:
+			mended++
+			j.mend(ctx, err)
+		default:
 			return err
 		}
-		j.Sink.Emit(progress.Warning{Message: "a layer from the cache is not to be had, so its step is run: " + lost.Err.Error()})
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/861fb494/build/executor"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/internal/progress"
 	"github.com/861fb494/build/llb"
@@ -120,7 +119,7 @@ func (o *observer) Done(n *llb.Node, cached bool, err error, at time.Time) {
 	if o.noCache {
 		why = ""
 	}
-	o.sink.Emit(progress.Done{Step: n.Digest, Cached: cached, Why: why, Err: executor.Shown(err), Time: at})
+	o.sink.Emit(progress.Done{Step: n.Digest, Cached: cached, Why: why, Err: shown(err), Time: at})
 }
 
 // Warn implements solver.Warner.
@@ -133,6 +132,6 @@ func internalStep(sink progress.Sink, id, name string, f func(progress.Step) err
 	step := progress.Step(id)
 	sink.Emit(progress.Started{Step: step, Name: name, Time: time.Now()})
 	err := f(step)
-	sink.Emit(progress.Done{Step: step, Err: executor.Shown(err), Time: time.Now()})
+	sink.Emit(progress.Done{Step: step, Err: shown(err), Time: time.Now()})
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 
 	"github.com/861fb494/build/cache/image"
 	"github.com/861fb494/build/executor"
@@ -44,8 +45,17 @@ func (b *Builder) Runnable(ctx context.Context, name string, p oci.Platform, pul
 		return run, err
 	}
 	w := executor.New(b.host, executor.Session{Fetcher: r, Progress: sink})
-	run.Layers, err = w.Fetch(ctx, run.Layers)
-	return run, err
+	if run.Layers, err = w.Fetch(ctx, run.Layers); err != nil {
+		return run, err
+	}
+	if b.Store.Intact(ctx, run.Layers) == nil {
+		return run, nil
+	}
+	// What was pulled is pulled again.
+	if run.Layers, err = w.Fetch(ctx, run.Layers); err != nil {
+		return run, fmt.Errorf("%w: build the image again", err)
+	}
+	return run, nil
 }
 
 // stored is an image of the image store.
