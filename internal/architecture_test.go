@@ -78,6 +78,9 @@ var rooms = map[string]room{
 	"internal/noskip":           {floor: testsOnly},                                      // runs go test
 	"internal/testbase":         {floor: testsOnly},                                      // base images for tests and the demo
 	"internal/testbase/mkbase":  {floor: testsOnly, also: []string{"internal/testbase"}}, // its command
+	"internal/testbase/house":   {floor: testsOnly},                                      // a machine of their own for tests
+	"internal/torture":          {floor: testsOnly},                                      // kills, damages and crowds the builder
+	"internal/interpose":        {floor: testsOnly},                                      // decides on a program's system calls
 }
 
 // rule forbids imports whatever the floors are. Names match themselves and

@@ -1,0 +1,5 @@
+package interpose
+
+import "golang.org/x/sys/unix"
+
+const sysStat = unix.SYS_NEWFSTATAT
