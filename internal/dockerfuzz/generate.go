@@ -24,13 +24,39 @@ func Generate(seed uint64) *Case {
 	g := &generator{Rand: rand.New(rand.NewPCG(seed, 0x6275696c64)), c: &Case{Seed: seed}}
 	g.links = g.chance(40)
 	for range 1 + g.IntN(2) {
-		g.c.Bases = append(g.c.Bases, g.base())
+		p := g.often(30, 4)
+		g.c.Bases = append(g.c.Bases, p.base())
+		g.meet(p)
 	}
-	g.context()
+	p := g.often(20, 3)
+	p.context()
+	g.c.Context, g.c.Ignore, g.contexts = p.c.Context, p.c.Ignore, p.contexts
+	g.meet(p)
 	for i := range 1 + g.IntN(3) {
 		g.c.Stages = append(g.c.Stages, g.stage(i))
 	}
 	return g.c
+}
+
+// often is g, or with that chance one of few generators that many cases use: they
+// share a state directory, and what one has cached another must not take for
+// something else.
+func (g *generator) often(percent, few int) *generator {
+	if !g.chance(percent) {
+		return g
+	}
+	k := uint64(g.IntN(few))
+	return &generator{
+		Rand: rand.New(rand.NewPCG(k, 0x6f6674656e)), c: &Case{Seed: k}, links: g.links,
+		places: []string{"/a", "/b/c", "/sub"},
+	}
+}
+
+// meet lets what comes next use the places that p has.
+func (g *generator) meet(p *generator) {
+	if p != g {
+		g.places = append(g.places, p.places...)
+	}
 }
 
 func (g *generator) chance(percent int) bool { return g.IntN(100) < percent }

@@ -53,6 +53,9 @@ func (g *generator) instr(i int) Instr {
 	case n < 48:
 		return g.addArchive()
 	case n < 76:
+		if p := g.often(25, 16); p != g {
+			return p.run(-1)
+		}
 		return g.run(i)
 	case n < 82:
 		return Instr{Op: "WORKDIR", Args: []string{pick(g, g.short(), strings.TrimPrefix(g.short(), "/"), "/$FROMBASE/w", "x/")}}
