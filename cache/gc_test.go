@@ -193,3 +193,38 @@ func TestUsageIsTrue(t *testing.T) {
 		}
 	}
 }
+
+// What a killed process has left of a mount goes with the next Prune, and not what
+// a process is making now.
+func TestPruneUnfinishedMounts(t *testing.T) {
+	s := open(t, t.TempDir())
+	p, _ := start(t, s.Dir(), "fill", "id")
+	unfinished := func() []string {
+		t.Helper()
+		found, err := filepath.Glob(filepath.Join(s.Dir(), "mounts", "*", "0.new"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	prune := func(left int) {
+		t.Helper()
+		removed, err := s.Prune(t.Context(), PruneOptions{})
+		if err != nil || len(unfinished()) != left || len(removed) != 1-left {
+			t.Errorf("Prune = %v, %v, and leaves %v, want it to leave %d", removed, err, unfinished(), left)
+		}
+	}
+	if n := len(unfinished()); n != 1 {
+		t.Fatalf("%d mounts are being made, want 1", n)
+	}
+	prune(1)
+	p.kill()
+	if err := s.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	lock := strings.TrimSuffix(unfinished()[0], ".new") + ".lock"
+	if err := os.Chtimes(lock, time.Time{}, time.Now().Add(-time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	prune(0)
+}
