@@ -252,7 +252,7 @@ func (x *mountExport) known(ctx context.Context, before *Cache, m StoredMount) e
 		note = held.Note(cache.NoteList)
 		held.Release()
 	}
-	l, _, err := before.mountList(ctx, m, note)
+	l, _, err := before.mountList(ctx, m, note, before.place.Blob)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

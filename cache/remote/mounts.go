@@ -2,8 +2,11 @@ package remote
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -103,11 +106,15 @@ func (c *Cache) Mount(id string) (StoredMount, bool) {
 
 // mountList is the list of a mount's files, and its bytes. note are bytes that may
 // be them already.
-func (c *Cache) mountList(ctx context.Context, m StoredMount, note []byte) (*chunked.List, []byte, error) {
+func (c *Cache) mountList(ctx context.Context, m StoredMount, note []byte, open opener) (*chunked.List, []byte, error) {
 	data := note
 	if digest.FromBytes(note) != m.list.Digest {
-		var err error
-		if data, err = readBlob(ctx, c.place, m.list, chunked.MaxList); err != nil {
+		r, err := open(ctx, m.list) // whose size addMounts has checked
+		if err != nil {
+			return nil, nil, err
+		}
+		defer r.Close()
+		if data, err = io.ReadAll(Verify(r, m.list)); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -125,30 +132,77 @@ type RestoreOptions struct {
 	Notice   func(path string, err error) // see chunked.RestoreOptions
 }
 
+// ErrDamaged is the error for a mount of which a part is missing, or is not what it
+// is said to be: it cannot be had another time either.
+var ErrDamaged = errors.New("it is damaged")
+
+// damagedError is an ErrDamaged that reads as what it wraps.
+type damagedError struct{ error }
+
+func (damagedError) Is(target error) bool { return target == ErrDamaged }
+func (e damagedError) Unwrap() error      { return e.error }
+
+// opener opens a blob.
+type opener func(context.Context, oci.Descriptor) (io.ReadCloser, error)
+
+// watched is an opener that says in failed whether it, or what it opened, failed to
+// read what may well be there.
+func watched(open opener, failed *atomic.Bool) opener {
+	return func(ctx context.Context, d oci.Descriptor) (io.ReadCloser, error) {
+		r, err := open(ctx, d)
+		if err != nil {
+			if !errors.Is(err, fs.ErrNotExist) {
+				failed.Store(true)
+			}
+			return nil, err
+		}
+		return &watchedReader{r, failed}, nil
+	}
+}
+
+type watchedReader struct {
+	io.ReadCloser
+	failed *atomic.Bool
+}
+
+func (w *watchedReader) Read(p []byte) (int, error) {
+	n, err := w.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		w.failed.Store(true)
+	}
+	return n, err
+}
+
 // RestoreMount fills the empty directory dir with what the mount m has, and
 // returns notes for cache.MountInit and how many bytes were fetched. After an
-// error dir may have anything in it.
+// error dir may have anything in it. One that is not an ErrDamaged, nor a
+// chunked.ErrTooLarge, is of the network, the disk or ctx, and may pass.
 func (c *Cache) RestoreMount(ctx context.Context, m StoredMount, dir string, o RestoreOptions) (notes map[string][]byte, fetched int64, err error) {
 	var got atomic.Int64
-	notes, err = c.restoreMount(ctx, m, dir, o, &got)
+	var failed atomic.Bool
+	notes, err = c.restoreMount(ctx, m, dir, o, &got, watched(c.place.Blob, &failed))
+	var local *os.PathError
+	if err != nil && !failed.Load() && ctx.Err() == nil && !errors.Is(err, chunked.ErrTooLarge) && !errors.As(err, &local) {
+		err = damagedError{err}
+	}
 	if err != nil {
 		return nil, got.Load(), fmt.Errorf("restore cache mount %s from %s: %w", m.ID, c.place, err)
 	}
 	return notes, got.Load(), nil
 }
 
-func (c *Cache) restoreMount(ctx context.Context, m StoredMount, dir string, o RestoreOptions, got *atomic.Int64) (map[string][]byte, error) {
+func (c *Cache) restoreMount(ctx context.Context, m StoredMount, dir string, o RestoreOptions, got *atomic.Int64, open opener) (map[string][]byte, error) {
 	if m.Size > o.Limit {
 		return nil, fmt.Errorf("%w: %d bytes; at most %d are taken", chunked.ErrTooLarge, m.Size, o.Limit)
 	}
-	l, data, err := c.mountList(ctx, m, nil)
+	l, data, err := c.mountList(ctx, m, nil, open)
 	if err != nil {
 		return nil, err
 	}
 	got.Add(m.list.Size)
 	ro := chunked.RestoreOptions{
 		Open: func(ctx context.Context, i int) (io.ReadCloser, error) {
-			r, err := c.place.Blob(ctx, m.packs[i])
+			r, err := open(ctx, m.packs[i])
 			if err != nil {
 				return nil, err
 			}

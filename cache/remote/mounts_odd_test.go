@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/cache/chunked"
@@ -390,10 +392,59 @@ func TestHostileMounts(t *testing.T) {
 				d = s.list.Digest
 			}
 			p.blobs[d] = spoil(p.blobs[d])
-			if _, _, err := opened(t, p).RestoreMount(t.Context(), s, t.TempDir(), RestoreOptions{Limit: 1 << 30}); err == nil {
-				t.Errorf("a mount with a blob that is %s (list: %v) is restored", name, list)
+			if _, _, err := opened(t, p).RestoreMount(t.Context(), s, t.TempDir(), RestoreOptions{Limit: 1 << 30}); !errors.Is(err, ErrDamaged) {
+				t.Errorf("RestoreMount of a mount with a blob that is %s (list: %v) = %v, want that it is damaged", name, list, err)
 			}
 		}
+	}
+}
+
+// flaky is a place that some blobs cannot be read from now.
+type flaky struct {
+	*memory
+	bad  oci.Digest
+	open bool // it fails while it is read
+}
+
+func (f flaky) Blob(ctx context.Context, d oci.Descriptor) (io.ReadCloser, error) {
+	switch {
+	case d.Digest != f.bad:
+		return f.memory.Blob(ctx, d)
+	case f.open:
+		return io.NopCloser(iotest.ErrReader(io.ErrUnexpectedEOF)), nil
+	}
+	return nil, errors.New("connection refused")
+}
+
+// What may be had another time is not taken for damaged.
+func TestRestoreMountFails(t *testing.T) {
+	_, place, _ := stored(t)
+	s, _ := opened(t, place).Mount("m")
+	restore := func(p Place, dir string) error {
+		_, _, err := opened(t, p).RestoreMount(t.Context(), s, dir, RestoreOptions{Limit: 1 << 30})
+		return err
+	}
+	for _, d := range []oci.Digest{s.list.Digest, s.packs[0].Digest} {
+		for _, open := range []bool{true, false} {
+			if err := restore(flaky{place, d, open}, t.TempDir()); err == nil || errors.Is(err, ErrDamaged) {
+				t.Errorf("RestoreMount of what cannot be read now = %v, want an error, and not of damage", err)
+			}
+		}
+		gone := place.clone()
+		delete(gone.blobs, d)
+		if err := restore(gone, t.TempDir()); !errors.Is(err, ErrDamaged) {
+			t.Errorf("RestoreMount of what is gone = %v, want that it is damaged", err)
+		}
+	}
+	full := t.TempDir()
+	writeFile(t, full+"/f", []byte("in the way"))
+	if err := restore(place, full); err == nil || errors.Is(err, ErrDamaged) {
+		t.Errorf("RestoreMount where it cannot be written = %v, want an error, and not of damage", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := opened(t, place).RestoreMount(ctx, s, t.TempDir(), RestoreOptions{Limit: 1 << 30}); !errors.Is(err, context.Canceled) || errors.Is(err, ErrDamaged) {
+		t.Errorf("RestoreMount = %v, want that it was cancelled", err)
 	}
 }
 

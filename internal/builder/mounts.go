@@ -2,6 +2,7 @@ package builder
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -23,6 +24,10 @@ type mountUses struct {
 	mu    sync.Mutex
 	used  map[string]mountUse // by id
 	tried map[string]bool     // directories that were to be restored
+	// poor are mounts, by id, that could not be restored although there is nothing
+	// wrong with what the cache has: what a step made of an empty one is no
+	// substitute for that.
+	poor map[string]bool
 }
 
 type mountUse struct{ name, dir string }
@@ -70,6 +75,7 @@ func (j *job) restoreMount(ctx context.Context, id string, m llb.Mount, dir stri
 		return nil, nil
 	}
 	imports.open(ctx)
+	poor := false
 	for _, i := range imports.list {
 		if i.cache == nil || !i.mounts.Wants(name) {
 			continue
@@ -85,12 +91,25 @@ func (j *job) restoreMount(ctx context.Context, id string, m llb.Mount, dir stri
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
+		poor = poor || !errors.Is(err, remote.ErrDamaged)
 		imports.warn("the cache mount begins empty: "+err.Error(), nil)
 		if err := clearDir(dir); err != nil {
 			return nil, err
 		}
 	}
+	if poor {
+		j.mounts.setPoor(id)
+	}
 	return nil, nil
+}
+
+func (u *mountUses) setPoor(id string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.poor == nil {
+		u.poor = map[string]bool{}
+	}
+	u.poor[id] = true
 }
 
 func (j *job) restoreFrom(ctx context.Context, i *imported, m remote.StoredMount, dir string) (notes map[string][]byte, err error) {
@@ -192,7 +211,7 @@ func (j *job) mountOptions(ctx context.Context, choice remote.MountChoice, resul
 	}
 	for id := range names {
 		use, used := j.mounts.used[id]
-		o.List = append(o.List, remote.Mount{ID: id, Used: used, Hold: func(ctx context.Context, wait time.Duration) (*cache.HeldMount, error) {
+		o.List = append(o.List, remote.Mount{ID: id, Used: used && !j.mounts.poor[id], Hold: func(ctx context.Context, wait time.Duration) (*cache.HeldMount, error) {
 			return j.Store.HoldMount(ctx, id, use.dir, wait)
 		}})
 	}
