@@ -63,6 +63,7 @@ func TestLowerErrors(t *testing.T) {
 		{"nothing to run", "FROM alpine\nRUN []\n", dockerfile.Options{}, "Dockerfile:2: RUN needs a command"},
 		{"front end by argument", "FROM alpine\n", dockerfile.Options{BuildArgs: map[string]string{"BUILDKIT_SYNTAX": "x/y:1"}},
 			`Dockerfile: the front end "x/y:1" is not supported: the Dockerfile language (docker/dockerfile) is built in, and no other is run`},
+		{"epoch in the far future", "FROM alpine\n", dockerfile.Options{BuildArgs: map[string]string{"SOURCE_DATE_EPOCH": "99999999999999"}}, "Dockerfile: invalid SOURCE_DATE_EPOCH: 99999999999999: an image cannot be of the year 3170843"},
 		{"bad epoch", "FROM alpine\n", dockerfile.Options{BuildArgs: map[string]string{"SOURCE_DATE_EPOCH": "soon"}}, "Dockerfile: invalid SOURCE_DATE_EPOCH: soon"},
 		{"layer upon Windows", "FROM windows AS w\nENV a=b\nFROM w\nUSER x\nCOPY a b\n", dockerfile.Options{},
 			"Dockerfile:5: this adds a layer to a Windows image, which is not supported: only its configuration can be changed, or a Windows image built from scratch"},

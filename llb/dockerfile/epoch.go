@@ -68,6 +68,9 @@ func (l *lowering) setEpoch(ctx context.Context, stages []parser.Stage) error {
 func (l *lowering) epochOf(ctx context.Context, v string, stages []parser.Stage) (*time.Time, error) {
 	if sec, err := strconv.ParseInt(v, 10, 64); err == nil {
 		t := time.Unix(sec, 0).UTC()
+		if y := t.Year(); y < 1 || y > 9999 || t.IsZero() { // RFC 3339 has no others
+			return nil, l.file.Error(fmt.Errorf("invalid SOURCE_DATE_EPOCH: %s: an image cannot be of the year %d", v, y), nil)
+		}
 		return &t, nil
 	}
 	date := l.opts.Date
