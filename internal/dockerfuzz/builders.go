@@ -75,6 +75,7 @@ type ours struct {
 	driver  string
 	root    string
 	noCache bool
+	bounded bool // --reproducible
 }
 
 func (o ours) name() string {
@@ -113,6 +114,9 @@ func (o ours) run(ctx context.Context, where string, args ...string) ([]byte, bo
 	args = append([]string{"build", "--root", o.root, "--storage-driver", o.driver, "--progress", "rawjson", "--network", "none"}, args...)
 	if o.noCache {
 		args = append(args, "--no-cache")
+	}
+	if o.bounded {
+		args = append(args, "--reproducible")
 	}
 	// Events come on standard error, so they are joined here.
 	limited, cancel := context.WithTimeout(ctx, buildTime)

@@ -109,7 +109,7 @@ func (f *fuzzer) check(ctx context.Context, c *Case) (*finding, error) {
 		return nil, err
 	}
 	for _, look := range []func(context.Context, *Case, *job, outcome) (*finding, error){
-		f.checkModes, f.checkCache, f.checkHalves, f.checkPlain, f.checkPeers, f.checkEdit,
+		f.checkModes, f.checkBounded, f.checkCache, f.checkHalves, f.checkPlain, f.checkPeers, f.checkEdit,
 	} {
 		if found, err := look(ctx, c, j, first); found != nil || err != nil {
 			return found, err
