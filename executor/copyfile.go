@@ -30,6 +30,7 @@ type act struct {
 	item    pick.Item
 	path    string      // at the destination
 	dir     *tree.Dir   // of a file: where it goes
+	newDir  bool        // and the file before it does not
 	before  tree.Change // of a file: what the step made of it last time; no path: nothing
 	digest  oci.Digest  // of a file's content; "" if it is not known what was copied
 	gone    bool        // the file is not there any more
@@ -47,9 +48,23 @@ func (c *copier) begin(ctx context.Context) {
 	c.lane = ordered.New(ctx, ordered.Options[act]{
 		Work: c.copyFiles, Take: c.done,
 		Drop:  func(a *act) { release(a.dir) },
-		Cost:  func(a *act) int64 { return a.item.Entry.Size },
-		Batch: 64, MaxCost: 1 << 20,
+		Cost:  (*act).cost,
+		Batch: 64, MaxCost: maxCost,
 	})
+}
+
+// maxCost bounds what a batch copies, in bytes, and with dirCost how many
+// directories wait open.
+const (
+	maxCost = 1 << 20
+	dirCost = maxCost / 32
+)
+
+func (a *act) cost() int64 {
+	if a.newDir {
+		return a.item.Entry.Size + dirCost
+	}
+	return a.item.Entry.Size
 }
 
 func (c *copier) end() {
@@ -66,7 +81,9 @@ func release(d *tree.Dir) {
 
 // file gives a file to those that copy.
 func (c *copier) file(it pick.Item, p string) error {
+	newDir := false
 	if dir := path.Dir(p); c.dir == nil || c.dir.Path() != dir {
+		newDir = true
 		d, err := c.to.OpenDir(dir)
 		if err != nil {
 			return err
@@ -79,7 +96,7 @@ func (c *copier) file(it pick.Item, p string) error {
 			return err
 		}
 	}
-	a := act{kind: actFile, item: it, path: p, dir: c.dir}
+	a := act{kind: actFile, item: it, path: p, dir: c.dir, newDir: newDir}
 	if before := c.previous.at(p); before != nil {
 		a.before = *before
 	}

@@ -155,9 +155,11 @@ func (p *Pipeline[T]) send() {
 }
 
 func (p *Pipeline[T]) start() {
-	workers := runtime.GOMAXPROCS(0)
+	// More than some workers wait for the one that takes, or for the disk.
+	workers := min(runtime.GOMAXPROCS(0), 16)
 	// Some batches ahead: the one that takes waits for the oldest.
-	p.work, p.order, p.free = make(chan *batch[T], 4*workers), make(chan *batch[T], 4*workers), make(chan *batch[T], 4*workers)
+	ahead := 2 * workers
+	p.work, p.order, p.free = make(chan *batch[T], ahead), make(chan *batch[T], ahead), make(chan *batch[T], ahead)
 	for range workers {
 		p.goroutines.Go(func() {
 			for b := range p.work {
