@@ -99,7 +99,7 @@ func TestDeepAndWide(t *testing.T) {
 		}
 		began := time.Now()
 		mustSolve(t, newSolver(t, newStore(), 2), graph(chain(10000)), w, SolveOptions{})
-		if d := time.Since(began); d > 5*time.Second {
+		if d := time.Since(began); d > 20*time.Second { // what grows with the square takes minutes
 			t.Errorf("took %v", d)
 		}
 		if len(w.runs) != 10001 {

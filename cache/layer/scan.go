@@ -76,7 +76,7 @@ func (f *found) readXattrs(dir int, name string) error {
 	// The system calls on xattrs have no *at form before Linux 6.13.
 	at := "/proc/self/fd/" + strconv.Itoa(dir) + "/" + name
 	var small [256]byte
-	list, err := sized(small[:], func(b []byte) (int, error) { return unix.Llistxattr(at, b) })
+	list, err := tree.Sized(small[:], func(b []byte) (int, error) { return unix.Llistxattr(at, b) })
 	if errors.Is(err, unix.ENOTSUP) {
 		return nil
 	}
@@ -97,7 +97,7 @@ func (f *found) readXattrs(dir int, name string) error {
 			continue
 		}
 		var small [256]byte
-		v, err := sized(small[:], func(b []byte) (int, error) { return unix.Lgetxattr(at, k, b) })
+		v, err := tree.Sized(small[:], func(b []byte) (int, error) { return unix.Lgetxattr(at, k, b) })
 		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
 			continue
 		}
@@ -124,18 +124,6 @@ func Xattrs(dir int, name string, e *tree.Entry) error {
 	err := f.readXattrs(dir, name)
 	e.Xattrs = f.Xattrs
 	return err
-}
-
-// sized calls f with buf and, while that is too small, with larger ones.
-func sized(buf []byte, f func([]byte) (int, error)) ([]byte, error) {
-	for {
-		n, err := f(buf)
-		if errors.Is(err, unix.ERANGE) && len(buf) < 1<<20 {
-			buf = make([]byte, 4*len(buf))
-			continue
-		}
-		return buf[:max(n, 0)], err
-	}
 }
 
 // openDir opens the directory name in dir to be listed.

@@ -323,7 +323,7 @@ func (t *Tree) xattrs(i int, p string) (map[string]string, error) {
 		return nil, err
 	}
 	var small [512]byte
-	list, err := sized(small[:], func(b []byte) (int, error) { return unix.Llistxattr(name, b) })
+	list, err := Sized(small[:], func(b []byte) (int, error) { return unix.Llistxattr(name, b) })
 	if errors.Is(err, unix.ENOTSUP) || err == nil && len(list) == 0 {
 		return nil, nil
 	}
@@ -336,7 +336,7 @@ func (t *Tree) xattrs(i int, p string) (map[string]string, error) {
 			continue
 		}
 		var val [512]byte
-		v, err := sized(val[:], func(b []byte) (int, error) { return unix.Lgetxattr(name, k, b) })
+		v, err := Sized(val[:], func(b []byte) (int, error) { return unix.Lgetxattr(name, k, b) })
 		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
 			continue // gone meanwhile, or of a security module that does not tell
 		}
@@ -351,8 +351,9 @@ func (t *Tree) xattrs(i int, p string) (map[string]string, error) {
 	return out, nil
 }
 
-// sized calls f with buf and, while that is too small, with larger ones.
-func sized(buf []byte, f func([]byte) (int, error)) ([]byte, error) {
+// Sized calls f with buf and, while that is too small (unix.ERANGE), with larger
+// ones; it returns what f has filled.
+func Sized(buf []byte, f func([]byte) (int, error)) ([]byte, error) {
 	for {
 		n, err := f(buf)
 		if errors.Is(err, unix.ERANGE) && len(buf) < 1<<20 {

@@ -420,7 +420,7 @@ func (j *job) solveAndExport(ctx context.Context) error {
 	j.graph.Walk(func(*llb.Node) { j.result.Steps++ })
 	j.result.Ran = obs.ran
 	j.contexts.save()
-	hints := j.hints(w.Worker, obs.hasRun)
+	hints := j.hints(w.Worker, func(n *llb.Node) bool { return obs.hasRun(n) && !j.NoCache && !j.graph.Meta[n.Digest].NoCache })
 	j.saveLast(obs, hints)
 	j.giveHints(w.Worker, hints)
 	j.steps = slices.Clone(results)
