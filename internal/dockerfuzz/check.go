@@ -29,6 +29,7 @@ type fuzzer struct {
 	modes  bool // compare the builder's own modes
 	plain  bool // compare with the plain machine
 	builds atomic.Int64
+	theirs atomic.Int64 // of the builds, those of other builders
 	failed atomic.Int64 // cases whose build fails, as it should
 	serial atomic.Int64
 
@@ -127,6 +128,9 @@ func (f *fuzzer) mode(driver string, noCache bool) ours {
 
 func (f *fuzzer) build(ctx context.Context, b builder, j *job) (outcome, error) {
 	f.builds.Add(1)
+	if _, own := b.(ours); !own {
+		f.theirs.Add(1)
+	}
 	return b.build(ctx, j)
 }
 

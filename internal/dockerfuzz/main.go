@@ -195,8 +195,8 @@ func (f *fuzzer) loop(ctx context.Context, o options, generate func(uint64) (*Ca
 		})
 	}
 	wg.Wait()
-	fmt.Printf("%d cases from seed %d, %d builds in %v; %d cases failed as they should; %d findings\n",
-		next.Load(), o.seed, f.builds.Load(), time.Since(start).Round(time.Second), f.failed.Load(), found.Load())
+	fmt.Printf("%d cases from seed %d, %d builds (%d by other builders) in %v; %d cases failed as they should; %d findings\n",
+		next.Load(), o.seed, f.builds.Load(), f.theirs.Load(), time.Since(start).Round(time.Second), f.failed.Load(), found.Load())
 	if found.Load() > 0 {
 		return errors.New("not all builds agree")
 	}
