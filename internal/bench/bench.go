@@ -26,7 +26,8 @@ type bench struct {
 	images   *images
 	found    []builder
 	missing  []string
-	served   *mirror // nil until a workload needs it
+	served   *mirror          // nil until a workload needs it
+	made     map[string][]job // by builder: what it is to forget
 	runs     int
 }
 
@@ -281,6 +282,9 @@ func (b *bench) timed(ctx context.Context, w workload, is builder, contexts []st
 		if err := os.Remove(j.dest); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return Sample{}, err
 		}
+		if is.release != nil && w.out != nothing && !slices.Contains(b.made[is.name], j) {
+			b.made[is.name] = append(b.made[is.name], j)
+		}
 		o.Builds = append(o.Builds, command{Steps: is.argv(j), Env: is.env, Log: filepath.Join(b.dir, "logs", fmt.Sprintf("%s-%s", is.name, name))})
 	}
 	unix.Sync() // what was written before is not this build's
@@ -326,10 +330,15 @@ func (b *bench) tidy(ctx context.Context, w workload, dir string, those []builde
 	for _, is := range those {
 		if is.own {
 			errs = append(errs, removeAll(is.state))
-		} else if is.release != nil && w.out == tagged {
-			errs = append(errs, is.release(ctx, "bench/"+fileName(w.name)+"-0"))
+			continue
+		}
+		for _, j := range b.made[is.name] {
+			if err := is.release(ctx, j); err != nil { // its daemon keeps more than it should
+				fmt.Fprintln(os.Stderr, "bench:", err)
+			}
 		}
 	}
+	clear(b.made)
 	if w.newBase || w.out.pushes() {
 		errs = append(errs, b.images.empty())
 	}

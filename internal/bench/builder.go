@@ -51,8 +51,8 @@ type builder struct {
 	daemons []int
 	// onlyRuns has it measured only where a build runs steps.
 	onlyRuns bool
-	// release makes it forget the image that tag names.
-	release func(ctx context.Context, tag string) error
+	// release makes it forget the image that a job made.
+	release func(ctx context.Context, j job) error
 }
 
 // builders lists those that are here and wanted ("": all), and says of each
@@ -177,12 +177,15 @@ func (b *bench) buildkit(ctx context.Context) ([]builder, error) {
 		case ociTar:
 			argv = append(argv, "--output", "type=oci,dest="+j.dest)
 		case pushGzip, pushZstd:
-			argv = append(argv, "--output", "type=image,push=true,oci-mediatypes=true,force-compression=true,compression="+strings.TrimPrefix(string(j.out), "push-")+",name="+b.registry.Addr+"/"+j.tag)
+			argv = append(argv, "--output", "type=image,push=true,store=false,oci-mediatypes=true,force-compression=true,compression="+strings.TrimPrefix(string(j.out), "push-")+",name="+b.registry.Addr+"/"+j.tag)
 		}
 		return [][]string{argv}
 	}
 	// buildctl removes no image: an empty one takes the name.
-	is.release = func(ctx context.Context, tag string) error {
+	is.release = func(ctx context.Context, j job) error {
+		if j.out != tagged {
+			return nil
+		}
 		dir, err := os.MkdirTemp(b.dir, "empty-")
 		if err != nil {
 			return err
@@ -191,7 +194,7 @@ func (b *bench) buildkit(ctx context.Context) ([]builder, error) {
 		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM scratch\nCOPY Dockerfile /\n"), 0o600); err != nil {
 			return err
 		}
-		argv := is.argv(job{context: dir, tag: tag, out: tagged})[0]
+		argv := is.argv(job{context: dir, tag: j.tag, out: tagged})[0]
 		return quiet(ctx, nil, argv...)
 	}
 	return []builder{is}, nil
@@ -216,31 +219,33 @@ func (b *bench) docker(ctx context.Context) ([]builder, error) {
 	with := func(name, title, buildkit string) builder {
 		is := builder{name: name, title: title, version: version, state: root, env: []string{"DOCKER_BUILDKIT=" + buildkit}}
 		is.daemons, _ = daemonsAt(os.Getenv("DOCKER_HOST"), "unix:///run/docker.sock") // not told: not measured
-		is.argv = func(j job) [][]string {
-			tag := j.tag
+		image := func(j job) string {
 			if j.out == pushGzip {
-				tag = b.registry.Addr + "/" + j.tag
+				return b.registry.Addr + "/" + j.tag
 			}
+			return j.tag
+		}
+		is.argv = func(j job) [][]string {
 			argv := []string{program, "build", "--network=host"}
 			if j.noCache {
 				argv = append(argv, "--no-cache")
 			}
 			if j.out != nothing {
-				argv = append(argv, "-t", tag)
+				argv = append(argv, "-t", image(j))
 			}
 			steps := [][]string{append(argv, j.context)}
 			switch j.out {
 			case ociTar:
-				steps = append(steps, []string{program, "save", "-o", j.dest, tag})
+				steps = append(steps, []string{program, "save", "-o", j.dest, image(j)})
 			case pushGzip:
-				steps = append(steps, []string{program, "push", "-q", tag})
+				steps = append(steps, []string{program, "push", "-q", image(j)})
 			case pushZstd:
 				return nil
 			}
 			return steps
 		}
-		is.release = func(ctx context.Context, tag string) error {
-			return quiet(ctx, nil, program, "image", "rm", "--force", tag)
+		is.release = func(ctx context.Context, j job) error {
+			return quiet(ctx, nil, program, "image", "rm", "--force", image(j))
 		}
 		return is
 	}

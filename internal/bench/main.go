@@ -152,7 +152,7 @@ func measure(ctx context.Context, o options) (_ Report, err error) {
 	if err != nil {
 		return Report{}, err
 	}
-	b := &bench{options: o, dir: dir, id: serial()}
+	b := &bench{options: o, dir: dir, id: serial(), made: map[string][]job{}}
 	defer func() { err = errors.Join(err, b.close()) }()
 	if b.binary, err = productAt(ctx, o.binary, dir); err != nil {
 		return Report{}, err

@@ -24,7 +24,7 @@ type Bar struct {
 // SVG draws them from top to bottom.
 func (b Bars) SVG() []byte {
 	const (
-		width, left, longest = 860.0, 330.0, 360.0
+		width, left, longest = 860.0, 330.0, 330.0
 		head, bar, gap       = 60.0, 15.0, 14.0
 	)
 	height := head

@@ -3,6 +3,7 @@ package chart
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -54,7 +55,7 @@ func (l Lines) draw(c *canvas, width, height float64) {
 		return
 	}
 	y.widen(10)
-	for _, v := range x.ticks() {
+	for _, v := range l.sizes() {
 		c.grid(x.at(v), top, x.at(v), height-bottom)
 		c.text(x.at(v), height-bottom+14, "middle", ` class="faint" font-size="10"`, short(v))
 	}
@@ -74,6 +75,18 @@ func (l Lines) draw(c *canvas, width, height float64) {
 		}
 		fmt.Fprintf(c, "<polyline points=\"%s\" fill=\"none\" stroke=\"%s\" stroke-width=\"1.5\"/>\n", strings.Join(path, " "), color(i))
 	}
+}
+
+// sizes are where there are points, and where the grid's upright lines are.
+func (l Lines) sizes() []float64 {
+	var v []float64
+	for _, s := range l.Series {
+		for _, p := range s.Points {
+			v = append(v, p.X)
+		}
+	}
+	slices.Sort(v)
+	return slices.Compact(v)
 }
 
 // axis maps values to pixels by their logarithms.
