@@ -169,6 +169,9 @@ func measure(ctx context.Context, o options) (_ Report, err error) {
 	}
 	report := b.describe()
 	printMachine(os.Stdout, report)
+	if !report.compares() {
+		fmt.Println("no peers: these figures compare nothing")
+	}
 	if o.limits {
 		if report.Limits, err = limits.Measure(ctx, dir); err != nil {
 			return report, fmt.Errorf("measure the machine's limits: %w", err)

@@ -137,9 +137,6 @@ func printMachine(w io.Writer, r Report) {
 	for _, m := range r.Missing {
 		fmt.Fprintf(w, "not compared: %s\n", m)
 	}
-	if !r.compares() {
-		fmt.Fprintln(w, "no peers: these figures compare nothing")
-	}
 	fmt.Fprintln(w)
 }
 

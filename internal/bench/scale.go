@@ -66,10 +66,10 @@ func (b *bench) curves() []curve {
 	files := func(n int) workload {
 		return workload{base: "busybox", dockerfile: copyAll, files: func(_ context.Context, dir string, _ int) error { return someFiles(dir, n) }}
 	}
-	run := func(n int) workload {
-		return workload{base: "busybox", runs: true, dockerfile: func(base, _ string, _ int) string {
-			return "FROM " + base + "\n" + strings.Join(numbered(n, func(i int) string { return fmt.Sprintf("RUN echo %d >/step", i) }), "\n") + "\n"
-		}}
+	run := func(stage int) func(n int) workload {
+		return func(n int) workload {
+			return workload{base: "busybox", runs: true, dockerfile: func(base, _ string, _ int) string { return runSteps(base, n, stage) }}
+		}
 	}
 	same := func(of func(int) workload) phase {
 		return phase{"nothing to do", func(n int) workload { w := of(n); w.primed = primeSame; return w }}
@@ -82,7 +82,9 @@ func (b *bench) curves() []curve {
 		{"content", "COPY of files of 256 MiB", "GiB", []int{1, 2, 4, 8}, []phase{anew("never seen before", func(n int) workload {
 			return workload{base: "busybox", dockerfile: copyAll, files: func(_ context.Context, dir string, _ int) error { return bigFiles(filepath.Join(dir, "src"), 4*n) }}
 		})}},
-		{"steps", "RUN steps that write a file", "steps", []int{10, 30, 100, 300, 1000}, []phase{anew("not cached", run), same(run)}},
+		{"steps", "RUN steps, 100 to a stage that begins with the last one's result", "steps", []int{10, 30, 100, 300, 1000}, []phase{anew("not cached", run(100)), same(run(100))}},
+		// overlayfs stacks at most 500 directories: see OVL_MAX_STACK in Linux.
+		{"depth", "RUN steps of one stage", "steps", []int{10, 30, 100, 300, 480}, []phase{anew("not cached", run(480)), same(run(480))}},
 		{"builds", "different builds at once", "builds", []int{1, 2, 4, 8, 16}, []phase{{"never seen before", func(n int) workload {
 			w := severalBuilds(n)
 			w.forget = true
@@ -94,6 +96,22 @@ func (b *bench) curves() []curve {
 				dockerfile: func(base, _ string, _ int) string { return "FROM " + base + "\nRUN true\n" }}
 		}}}},
 	}
+}
+
+// runSteps is a Dockerfile of n RUN steps, one after the other. A stage has so
+// many at most; the next one begins with a file of it.
+func runSteps(base string, n, stage int) string {
+	var text strings.Builder
+	for i := range n {
+		if i%stage == 0 {
+			fmt.Fprintf(&text, "FROM %s AS s%d\n", base, i/stage)
+			if i > 0 {
+				fmt.Fprintf(&text, "COPY --from=s%d /step /step\n", i/stage-1)
+			}
+		}
+		fmt.Fprintf(&text, "RUN echo %d >/step\n", i)
+	}
+	return text.String()
 }
 
 // someFiles writes n files of 1 KiB, 100 in a directory.
