@@ -7,7 +7,6 @@ import (
 	"io"
 	"strconv"
 
-	"github.com/klauspost/compress/zstd"
 	specs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -71,10 +70,9 @@ func (m Method) Recipe() string {
 	case Uncompressed:
 		return Uncompressed
 	case Zstd:
-		// Levels of zstd map to fewer of the compressor's.
-		return "zstd klauspost/" + version + " level=" + zstd.EncoderLevelFromZstd(m.level()).String()
+		return zstdRecipe(m.level())
 	}
-	return "gzip klauspost/" + version + " level=" + strconv.Itoa(m.level()) + " block=" + strconv.Itoa(blockSize)
+	return "gzip klauspost/" + version + " level=" + strconv.Itoa(m.level()) + " block=" + strconv.Itoa(gzipBlock)
 }
 
 // MediaType is that of a layer compressed so.
@@ -90,11 +88,16 @@ func (m Method) MediaType() string {
 
 // Pool bounds how much is compressed at a time.
 type Pool struct {
-	slots chan struct{}
+	slots chan struct{} // held while a block is compressed
+	room  chan struct{} // held by a block until it is written
 }
 
-// NewPool returns a pool that keeps n cores busy at most.
-func NewPool(n int) *Pool { return &Pool{slots: make(chan struct{}, max(n, 1))} }
+// NewPool returns a pool that keeps n cores busy at most, and holds some blocks
+// more than that in memory.
+func NewPool(n int) *Pool {
+	n = max(n, 1)
+	return &Pool{slots: make(chan struct{}, n), room: make(chan struct{}, n+2)}
+}
 
 // Writer compresses what is written to it into w. It must be closed, also after
 // an error; Close does not close w.
@@ -111,11 +114,3 @@ func (p *Pool) Writer(w io.Writer, m Method) (io.WriteCloser, error) {
 type nopCloser struct{ io.Writer }
 
 func (nopCloser) Close() error { return nil }
-
-// zstd is one frame. The compressor's own concurrency overlaps its stages and
-// leaves the bytes alone.
-func (p *Pool) zstd(w io.Writer, level int) (io.WriteCloser, error) {
-	return zstd.NewWriter(w,
-		zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)),
-		zstd.WithEncoderConcurrency(min(cap(p.slots), 2)))
-}

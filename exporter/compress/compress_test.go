@@ -64,7 +64,11 @@ func TestRoundTrip(t *testing.T) {
 	} {
 		sizes := []int{0, 1, 100_000}
 		if m.Level == nil || *m.Level == 0 { // the others are slow
-			sizes = append(sizes, blockSize-1, blockSize, blockSize+1, 2*blockSize+7)
+			block := gzipBlock
+			if m.Type == Zstd {
+				block = zstdBlock
+			}
+			sizes = append(sizes, block-1, block, block+1, 2*block+7)
 		}
 		for _, n := range sizes {
 			data := text(n)
@@ -97,7 +101,7 @@ func TestRoundTrip(t *testing.T) {
 
 // gzip(1) and zstd(1) read it too.
 func TestTools(t *testing.T) {
-	data := text(2*blockSize + 5)
+	data := text(2*zstdBlock + 5)
 	for tool, m := range map[string]Method{"gzip": {}, "zstd": {Type: Zstd}} {
 		c := exec.Command(tool, "-dc")
 		c.Stdin = bytes.NewReader(compressed(t, 2, m, data, 1<<20))
@@ -115,9 +119,13 @@ func TestTools(t *testing.T) {
 // The bytes depend neither on the number of cores, nor on how they are written,
 // nor on what a compressor was used for before.
 func TestSameBytes(t *testing.T) {
-	data := text(2*blockSize + 12345)
-	for _, m := range []Method{{}, {Level: level(1)}, {Type: Zstd}} {
+	for _, m := range []Method{{}, {Level: level(1)}, {Type: Zstd}, {Type: Zstd, Level: level(1)}, {Type: Zstd, Level: level(7)}} {
+		data := text(2*gzipBlock + 12345)
+		if m.Type == Zstd {
+			data = text(zstdBlock + 12345)
+		}
 		want := sha256.Sum256(compressed(t, 1, m, data, len(data)))
+		compressed(t, 2, m, text(300_000), 1000)
 		for cores, step := range map[int]int{1: 4096, 2: 1 << 20, 7: 3_333_333} {
 			if got := sha256.Sum256(compressed(t, cores, m, data, step)); got != want {
 				t.Errorf("%s: %d cores, writes of %d: other bytes", m.Recipe(), cores, step)
@@ -129,14 +137,16 @@ func TestSameBytes(t *testing.T) {
 // A change of the compressor's output must change version: records of
 // compressed layers depend on it.
 func TestGolden(t *testing.T) {
-	data := text(blockSize + 99_999)
 	for _, tt := range []struct {
 		m    Method
+		size int
 		want string
 	}{
-		{Method{}, "3fd6865f6a6bd3eb"},
-		{Method{Type: Zstd}, "c624d41109bdaf47"},
+		{Method{}, gzipBlock + 99_999, "3fd6865f6a6bd3eb"},
+		{Method{Type: Zstd}, zstdBlock + 99_999, "9a70fdea16074926"},
+		{Method{Type: Zstd, Level: level(7)}, gzipBlock + 99_999, "75a421d68e4e1010"},
 	} {
+		data := text(tt.size)
 		got := fmt.Sprintf("%x", sha256.Sum256(compressed(t, 2, tt.m, data, 1<<20)))[:16]
 		if got != tt.want {
 			t.Errorf("%s: sha256 %s, want %s", tt.m.Recipe(), got, tt.want)
@@ -163,7 +173,8 @@ func TestParse(t *testing.T) {
 		{"", nil, "gzip klauspost/" + version + " level=6 block=1048576", ""},
 		{"gzip", level(9), "gzip klauspost/" + version + " level=9 block=1048576", ""},
 		{"gzip", level(0), "gzip klauspost/" + version + " level=0 block=1048576", ""},
-		{"zstd", nil, "zstd klauspost/" + version + " level=default", ""},
+		{"zstd", nil, "zstd klauspost/" + version + " level=default block=4194304", ""},
+		{"zstd", level(8), "zstd klauspost/" + version + " level=better", ""},
 		{"uncompressed", nil, "uncompressed", ""},
 		{"gzip", level(10), "", "gzip has 0 to 9"},
 		{"zstd", level(0), "", "zstd has 1 to 22"},
@@ -196,8 +207,8 @@ func (f *full) Write(p []byte) (int, error) {
 }
 
 func TestFullDisk(t *testing.T) {
-	data := text(4 * blockSize)
-	for _, m := range []Method{{Level: level(1)}, {Type: Zstd}} {
+	data := text(3 * zstdBlock)
+	for _, m := range []Method{{Level: level(1)}, {Type: Zstd}, {Type: Zstd, Level: level(7)}} {
 		w, err := NewPool(2).Writer(&full{room: 100_000}, m)
 		if err != nil {
 			t.Fatal(err)
