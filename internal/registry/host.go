@@ -112,13 +112,15 @@ type request struct {
 	url    *url.URL // instead of path
 	header http.Header
 	scopes []string // of the token
-	// body is opened for each try; it has size bytes.
+	// body is opened for each try; it has size bytes, or unknownSize.
 	body func() (io.ReadCloser, error)
 	size int64
 	ok   []int // statuses that are no error
 	// foreign is a URL that is not the registry's: no credentials go there.
 	foreign bool
 }
+
+const unknownSize = -1
 
 // do sends r with the credentials it needs, once, or twice where the server
 // asks for credentials or for fresh ones. The error of an unwanted status is a

@@ -38,39 +38,57 @@ func (c *Client) PushBlob(ctx context.Context, ref oci.Reference, desc oci.Descr
 
 // upload begins an upload, which may mount the blob, and sends it whole.
 func (e endpoint) upload(ctx context.Context, desc oci.Descriptor, open func() (io.ReadCloser, error), mountFrom string) error {
-	begin := request{
+	mount := url.Values{"mount": {desc.Digest.String()}, "from": {mountFrom}}
+	if mountFrom == "" || mountFrom == e.repository {
+		mount = nil
+	}
+	to, mounted, err := e.begin(ctx, mount)
+	if err != nil && mount != nil {
+		// Not allowed to read there, perhaps; it is but a saving.
+		to, mounted, err = e.begin(ctx, nil)
+	}
+	if err != nil || mounted {
+		return err
+	}
+	return e.end(ctx, to, desc, open, desc.Size)
+}
+
+// begin begins an upload, and returns where it is to go. With mount, the query of
+// the distribution specification's "Mounting a blob from another repository", it
+// may be done already.
+func (e endpoint) begin(ctx context.Context, mount url.Values) (to *url.URL, mounted bool, err error) {
+	r := request{
 		method: http.MethodPost, path: e.repository + "/blobs/uploads/",
 		scopes: pushScope(e), ok: []int{http.StatusAccepted},
 	}
-	mount := begin
-	if mountFrom != "" && mountFrom != e.repository {
-		mount.path += "?" + url.Values{"mount": {desc.Digest.String()}, "from": {mountFrom}}.Encode()
-		mount.scopes = append(mount.scopes, "repository:"+mountFrom+":pull")
-		mount.ok = []int{http.StatusAccepted, http.StatusCreated}
+	if mount != nil {
+		r.path += "?" + mount.Encode()
+		r.scopes = append(r.scopes, "repository:"+mount.Get("from")+":pull")
+		r.ok = append(r.ok, http.StatusCreated)
 	}
-	resp, err := e.do(ctx, mount)
-	if err != nil && mount.path != begin.path {
-		// Not allowed to read there, perhaps; it is but a saving.
-		resp, err = e.do(ctx, begin)
-	}
+	resp, err := e.do(ctx, r)
 	if err != nil {
-		return err
+		return nil, false, err
 	}
 	discard(resp)
 	if resp.StatusCode == http.StatusCreated {
-		return nil
+		return nil, true, nil
 	}
-	to, err := resp.Location()
-	if err != nil {
-		return fmt.Errorf("begin upload: %s gave no place for it: %w", e.name, err)
+	if to, err = resp.Location(); err != nil {
+		err = fmt.Errorf("begin upload: %s gave no place for it: %w", e.name, err)
 	}
+	return to, false, err
+}
+
+// end ends the upload at to with the size bytes of open, the last of desc's.
+func (e endpoint) end(ctx context.Context, to *url.URL, desc oci.Descriptor, open func() (io.ReadCloser, error), size int64) error {
 	q := to.Query()
 	q.Set("digest", desc.Digest.String())
 	to.RawQuery = q.Encode()
-	resp, err = e.do(ctx, request{
+	resp, err := e.do(ctx, request{
 		method: http.MethodPut, url: to, scopes: pushScope(e),
 		header: http.Header{"Content-Type": {"application/octet-stream"}},
-		body:   open, size: desc.Size,
+		body:   open, size: size,
 		ok: []int{http.StatusCreated, http.StatusNoContent, http.StatusOK},
 	})
 	if err == nil {

@@ -112,6 +112,7 @@ func (b *localBody) Read(p []byte) (int, error) {
 	switch {
 	case err != nil && err != io.EOF:
 		b.l.fail(err)
+	case b.l.size == unknownSize:
 	case b.n > b.l.size, err == io.EOF && b.n < b.l.size:
 		b.l.fail(fmt.Errorf("%d bytes to send instead of %d", b.n, b.l.size))
 		return n, b.l.err()
