@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -26,7 +27,12 @@ func (s *Store) Tar(ctx context.Context, l oci.Layer) (io.ReadCloser, error) {
 	}
 	pr, pw := io.Pipe()
 	go func() {
-		_, err := s.writeTar(ctx, pw, l, l.DiffID == "") // whoever has the diff ID compares that
+		// Small files come as three writes, each of which wakes the reader.
+		w := bufio.NewWriterSize(pw, 128<<10)
+		_, err := s.writeTar(ctx, w, l, l.DiffID == "") // whoever has the diff ID compares that
+		if err == nil {
+			err = w.Flush()
+		}
 		pw.CloseWithError(err)
 	}()
 	return pr, nil
@@ -69,38 +75,49 @@ func (s *Store) Seal(ctx context.Context, l oci.Layer) (oci.Layer, error) {
 		l.TarSize = of.TarSize
 		return l, err
 	}
-	known, err := s.Layer(l.ID)
-	if err != nil {
+	l, ok, err := s.Sealed(l)
+	if ok || err != nil {
 		return l, err
-	}
-	plain := l.Epoch.IsZero()
-	if plain {
-		l.DiffID, l.TarSize = known.DiffID, known.TarSize
-	} else if t, err := s.readTarRecord(l.ID, l.Epoch); err == nil {
-		l.DiffID, l.TarSize = t.DiffID, t.TarSize
-	} else {
-		l.DiffID = "" // damaged or not there: it is found anew
-	}
-	if l.DiffID != "" {
-		return l, nil
 	}
 	h := digest.SHA256.Digester()
 	if l.TarSize, err = s.writeTar(ctx, h.Hash(), l, true); err != nil {
 		return l, fmt.Errorf("hash the tar of layer %s: %w", l.ID, err)
 	}
 	l.DiffID = h.Digest()
-	if plain {
-		known.DiffID, known.TarSize = l.DiffID, l.TarSize
-		if err = s.writeRecord(s.layerPath(l.ID), layerRecord{Layer: known, Boot: s.boot}); err == nil {
-			s.remember(known)
-		}
-	} else {
-		err = s.writeTarRecord(l)
-	}
+	return l, s.NoteSeal(l)
+}
+
+// Sealed is Seal as far as somebody has asked before.
+func (s *Store) Sealed(l oci.Layer) (out oci.Layer, ok bool, err error) {
+	known, err := s.Layer(l.ID)
 	if err != nil {
-		return l, err
+		return l, false, err
 	}
-	return l, nil
+	l.DiffID = ""
+	if l.Epoch.IsZero() {
+		l.DiffID, l.TarSize = known.DiffID, known.TarSize
+	} else if t, err := s.readTarRecord(l.ID, l.Epoch); err == nil {
+		l.DiffID, l.TarSize = t.DiffID, t.TarSize // one that is damaged or not there is found anew
+	}
+	return l, l.DiffID != "", nil
+}
+
+// NoteSeal keeps the diff ID and the size of l's tar, for who has read all of
+// it.
+func (s *Store) NoteSeal(l oci.Layer) error {
+	if !l.Epoch.IsZero() {
+		return s.writeTarRecord(l)
+	}
+	known, err := s.Layer(l.ID)
+	if err != nil {
+		return err
+	}
+	known.DiffID, known.TarSize = l.DiffID, l.TarSize
+	if err := s.writeRecord(s.layerPath(l.ID), layerRecord{Layer: known, Boot: s.boot}); err != nil {
+		return err
+	}
+	s.remember(known)
+	return nil
 }
 
 // tarRecord is what is known of a layer's tar with an epoch. That without one is

@@ -42,6 +42,9 @@ type Registry interface {
 	// mounted from the path mountFrom of the same registry (empty: none), or
 	// sent. open may be called several times or not at all.
 	PushBlob(ctx context.Context, ref oci.Reference, d oci.Descriptor, open func() (io.ReadCloser, error), mountFrom string) error
+	// PushStream is PushBlob for a blob that is still being made: open's readers
+	// wait for what is to come, and desc for the end.
+	PushStream(ctx context.Context, ref oci.Reference, open func() (io.ReadCloser, error), desc func(context.Context) (oci.Descriptor, error)) error
 	// PushManifest puts a manifest or index under ref's digest if it has one,
 	// else under its tag.
 	PushManifest(ctx context.Context, ref oci.Reference, mediaType string, data []byte) (oci.Descriptor, error)
@@ -142,6 +145,16 @@ func (e *images) Layer(_ context.Context, l oci.Layer) error {
 		e.layers.start(l)
 	}
 	return nil
+}
+
+// Seal finds the diff ID of a layer that has none yet where the exporter reads
+// its tar anyway, to compress it: one that Layer has got, or gets now. Otherwise
+// ok is false.
+func (e *images) Seal(ctx context.Context, l oci.Layer) (sealed oci.Layer, ok bool, err error) {
+	if _, ok := e.writer.(*local); ok {
+		return l, false, nil
+	}
+	return e.layers.seal(ctx, l)
 }
 
 // Export puts the result out.

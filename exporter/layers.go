@@ -13,7 +13,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/861fb494/build/cache/image"
 	"github.com/861fb494/build/exporter/compress"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/internal/progress"
@@ -61,6 +60,19 @@ type work struct {
 	done chan struct{}
 	blob blob
 	err  error
+
+	sealed  chan struct{} // closed once diffID and tarSize are known, or will not be
+	once    sync.Once     // of that
+	diffID  oci.Digest    // empty: nobody has read the tar
+	tarSize int64
+	sealErr error // why the tar could not be read
+}
+
+func (w *work) seal(diffID oci.Digest, tarSize int64, err error) {
+	w.once.Do(func() {
+		w.diffID, w.tarSize, w.sealErr = diffID, tarSize, err
+		close(w.sealed)
+	})
 }
 
 func newLayers(o Options, a attributes) *layers {
@@ -86,11 +98,12 @@ func (p *layers) start(l oci.Layer) *work {
 	if w := p.running[key]; w != nil {
 		return w
 	}
-	w := &work{done: make(chan struct{})}
+	w := &work{done: make(chan struct{}), sealed: make(chan struct{})}
 	p.running[key] = w
 	p.wg.Go(func() {
 		defer close(w.done)
-		m := &maker{p: p, l: l}
+		defer w.seal("", 0, nil)
+		m := &maker{p: p, l: l, seal: w.seal}
 		if p.place != nil {
 			w.blob, w.err = p.place(p.ctx, m)
 		} else {
@@ -118,6 +131,22 @@ func (p *layers) get(ctx context.Context, l oci.Layer) (blob, error) {
 	}
 }
 
+// seal waits until the diff ID of l is known, where its tar is read anyway to be
+// compressed; else ok is false.
+func (p *layers) seal(ctx context.Context, l oci.Layer) (sealed oci.Layer, ok bool, err error) {
+	if l.DiffID != "" || p.method.Type == compress.Uncompressed {
+		return l, false, nil // without a diff ID an uncompressed tar is written twice
+	}
+	w := p.start(l)
+	select {
+	case <-w.sealed:
+		l.DiffID, l.TarSize = w.diffID, w.tarSize
+		return l, l.DiffID != "", w.sealErr
+	case <-ctx.Done():
+		return l, false, context.Cause(ctx)
+	}
+}
+
 // close stops what runs and removes the temporary files.
 func (p *layers) close() error {
 	p.cancel()
@@ -128,175 +157,6 @@ func (p *layers) close() error {
 	}
 	p.temps = nil
 	return err
-}
-
-// maker makes the blob of one layer.
-type maker struct {
-	p *layers
-	l oci.Layer
-}
-
-// pulled is the blob as it came, if the layer has one and it may stay so.
-func (m *maker) pulled() (blob, bool) {
-	p, l := m.p, m.l
-	if l.Blob == nil || p.force && (p.method.Level != nil || compressionOf(l.Blob.MediaType) != p.method.Type) {
-		return blob{}, false
-	}
-	b := blob{desc: *l.Blob, diffID: l.DiffID, tarSize: l.TarSize, foreign: len(l.Blob.URLs) > 0}
-	b.desc.Annotations = nil
-	if !b.foreign {
-		b.desc.MediaType = layerType(b.desc.MediaType, p.docker)
-	}
-	b.open, b.origins = m.bytes()
-	if b.open == nil {
-		if l.Tar != nil && len(b.origins) == 0 {
-			return blob{}, false // its bytes are not to be had: make others
-		}
-		b.open = func(context.Context) (io.ReadCloser, error) {
-			return nil, fmt.Errorf("layer %s: its blob is not here; pull the image it came with", b.desc.Digest)
-		}
-	}
-	return b, true
-}
-
-// bytes opens a pulled layer's blob, from the store, from where it was pulled
-// from, or from a repository that has it; nil if there is no way.
-func (m *maker) bytes() (open func(context.Context) (io.ReadCloser, error), origins []string) {
-	o, l := m.p.o, m.l
-	d := *l.Blob
-	if ref, err := oci.ParseReference(l.Origin); l.Origin != "" && err == nil {
-		origins = append(origins, ref.Repository())
-	}
-	if o.Store != nil {
-		origins = append(origins, o.Store.Origins(d.Digest)...)
-		if o.Store.Has(d.Digest) {
-			return func(context.Context) (io.ReadCloser, error) { return o.Store.Open(d.Digest) }, origins
-		}
-	}
-	if l.Compressed != nil || o.Registry == nil || len(origins) == 0 {
-		return l.Compressed, origins
-	}
-	from, err := oci.ParseReference(origins[0])
-	if err != nil {
-		return nil, origins
-	}
-	from = oci.Reference{Domain: from.Domain, Path: from.Path, Digest: d.Digest}
-	return func(ctx context.Context) (io.ReadCloser, error) { return o.Registry.Blob(ctx, from, d) }, origins
-}
-
-// recorded is the descriptor that the layer had when it was compressed the
-// same way before.
-func (m *maker) recorded() (oci.Descriptor, bool) {
-	s := m.p.o.Store
-	if s == nil || m.l.DiffID == "" || m.p.method.Type == compress.Uncompressed {
-		return oci.Descriptor{}, false
-	}
-	d, ok := s.Compressed(m.l.DiffID, m.p.method.Recipe())
-	d.MediaType = m.mediaType()
-	return d, ok
-}
-
-func (m *maker) mediaType() string { return layerType(m.p.method.MediaType(), m.p.docker) }
-
-// blob is the layer's blob, with its bytes at hand.
-func (m *maker) blob(ctx context.Context) (blob, error) {
-	if b, ok := m.pulled(); ok {
-		return b, nil
-	}
-	if d, ok := m.recorded(); ok && m.p.o.Store.Has(d.Digest) {
-		s := m.p.o.Store
-		return blob{desc: d, diffID: m.l.DiffID, tarSize: m.l.TarSize, open: func(context.Context) (io.ReadCloser, error) {
-			return s.Open(d.Digest)
-		}}, nil
-	}
-	if m.p.method.Type == compress.Uncompressed && m.l.DiffID != "" && m.l.TarSize > 0 && m.l.Tar != nil {
-		return blob{
-			desc:   oci.Descriptor{MediaType: m.mediaType(), Digest: m.l.DiffID, Size: m.l.TarSize},
-			diffID: m.l.DiffID, tarSize: m.l.TarSize, open: m.l.Tar,
-		}, nil
-	}
-	b, err := m.make(ctx)
-	if err != nil {
-		return b, fmt.Errorf("compress layer %s: %w", m.name(), err)
-	}
-	return b, nil
-}
-
-func (m *maker) name() string {
-	if m.l.DiffID != "" {
-		return m.l.DiffID.String()
-	}
-	return m.l.ID
-}
-
-// make compresses the layer's tar into a temporary file, and finds or checks
-// its diff ID on the way.
-func (m *maker) make(ctx context.Context) (blob, error) {
-	p, l := m.p, m.l
-	open := l.Tar
-	if open == nil && l.Blob != nil {
-		if packed, _ := m.bytes(); packed != nil {
-			open = func(ctx context.Context) (io.ReadCloser, error) {
-				r, err := packed(ctx)
-				if err != nil {
-					return nil, err
-				}
-				return image.Decompress(r)
-			}
-		}
-	}
-	if open == nil {
-		return blob{}, errors.New("its files are not here")
-	}
-	// Hold a slot only while there is something to compress.
-	select {
-	case p.slots <- struct{}{}:
-		defer func() { <-p.slots }()
-	case <-ctx.Done():
-		return blob{}, context.Cause(ctx)
-	}
-	f, err := os.CreateTemp(p.o.Temp, "layer-*")
-	if err != nil {
-		return blob{}, err
-	}
-	defer f.Close()
-	p.mu.Lock()
-	p.temps = append(p.temps, f.Name())
-	p.mu.Unlock()
-
-	tar, err := open(ctx)
-	if err != nil {
-		return blob{}, err
-	}
-	defer tar.Close()
-	packed, plain := &sum{w: f, hash: sha256.New()}, &sum{w: io.Discard, hash: sha256.New()}
-	z, err := p.o.Pool.Writer(packed, p.method)
-	if err != nil {
-		return blob{}, err
-	}
-	report := p.o.counter("compressing " + m.name())
-	err = copyAll(ctx, io.MultiWriter(z, plain), tar, func(n int64) { report(n, l.TarSize, false) })
-	if e := z.Close(); err == nil {
-		err = e
-	}
-	if err != nil {
-		return blob{}, err
-	}
-	report(plain.n, plain.n, true)
-	diffID := plain.digest()
-	if l.DiffID != "" && l.DiffID != diffID {
-		return blob{}, fmt.Errorf("its tar has the diff ID %s now: %w", diffID, ErrChanged)
-	}
-	d := oci.Descriptor{MediaType: m.mediaType(), Digest: packed.digest(), Size: packed.n}
-	if s := p.o.Store; s != nil && p.method.Type != compress.Uncompressed {
-		// A record that cannot be written costs time later, and is no reason to
-		// fail now.
-		_ = s.SetCompressed(diffID, p.method.Recipe(), d)
-	}
-	name := f.Name()
-	return blob{desc: d, diffID: diffID, tarSize: plain.n, open: func(context.Context) (io.ReadCloser, error) {
-		return os.Open(name)
-	}}, nil
 }
 
 // sum counts and hashes what goes through.

@@ -114,7 +114,10 @@ func (w *local) write(ctx context.Context, list []*bundle) error {
 }
 
 // both is the Exporter of type=image,push=true: the image store, and registries.
-type both struct{ local, push Exporter }
+type both struct {
+	local Exporter
+	push  *images
+}
 
 func newBoth(out Output, o Options) (Exporter, error) {
 	kept := Output{Type: TypeImage, Attrs: map[string]string{}}
@@ -132,10 +135,15 @@ func newBoth(out Output, o Options) (Exporter, error) {
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	return &both{local: l, push: p}, nil
+	return &both{local: l, push: p.(*images)}, nil
 }
 
 func (e *both) Layer(ctx context.Context, l oci.Layer) error { return e.push.Layer(ctx, l) }
+
+// Seal is that of the push.
+func (e *both) Seal(ctx context.Context, l oci.Layer) (sealed oci.Layer, ok bool, err error) {
+	return e.push.Seal(ctx, l)
+}
 
 // Export names the image here first, which costs little, so that a push that
 // fails can be repeated without a build. It returns what was pushed.

@@ -48,12 +48,59 @@ func (w *pusher) place(ctx context.Context, m *maker) (blob, error) {
 			}
 		}
 	}
-	b, err := m.blob(ctx)
+	b, ok := m.ready()
+	if ok || len(w.names) == 0 {
+		var err error
+		if b, err = m.blob(ctx); err != nil {
+			return b, err
+		}
+		b.placed = true
+		return b, w.send(ctx, b, w.names)
+	}
+	return w.placeMade(ctx, m)
+}
+
+// placeMade sends a layer while it is compressed. The first repository gets it so;
+// the others of its registry can mount it from there.
+func (w *pusher) placeMade(ctx context.Context, m *maker) (blob, error) {
+	g, err := m.begin(ctx)
+	if err != nil {
+		return blob{}, err
+	}
+	err = w.stream(ctx, g, m.name(), w.names[0])
+	b, failed := g.wait(ctx)
+	if failed != nil {
+		return b, failed // which is why it was not sent
+	}
 	if err != nil {
 		return b, err
 	}
+	w.sent(&b, w.names[0])
 	b.placed = true
-	return b, w.send(ctx, b, w.names)
+	others := slices.DeleteFunc(slices.Clone(w.names), func(n oci.Reference) bool { return n.Repository() == w.names[0].Repository() })
+	return b, w.send(ctx, b, others)
+}
+
+func (w *pusher) stream(ctx context.Context, g *growing, layer string, to oci.Reference) error {
+	open := func() (io.ReadCloser, error) {
+		r, err := g.open()
+		if err != nil {
+			return nil, err
+		}
+		return &counted{ReadCloser: r, report: w.o.counter("pushing " + layer)}, nil
+	}
+	return w.slot(ctx, func() error { return w.o.Registry.PushStream(ctx, to, open, g.desc) })
+}
+
+// slot calls f while it holds one of the slots.
+func (w *pusher) slot(ctx context.Context, f func() error) error {
+	select {
+	case w.slots <- struct{}{}:
+		defer func() { <-w.slots }()
+		return f()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // placeRecorded sends a layer that is known by its record, and makes it only
@@ -92,15 +139,20 @@ func (w *pusher) send(ctx context.Context, b blob, names []oci.Reference) error 
 		if err := w.sendTo(ctx, b, name); err != nil {
 			return err
 		}
-		if w.o.Store != nil && b.diffID != "" && b.desc.Digest != b.diffID {
-			// The next repository of that registry can mount it from here. A
-			// lost record costs an upload and no more. Of an uncompressed
-			// layer there is none: Save takes it for one that came so.
-			_ = w.o.Store.AddOrigin(b.desc.Digest, name.Repository())
-		}
-		b.origins = append(b.origins, name.Repository())
+		w.sent(&b, name)
 	}
 	return nil
+}
+
+// sent notes that the repository of name has b.
+func (w *pusher) sent(b *blob, name oci.Reference) {
+	if w.o.Store != nil && b.diffID != "" && b.desc.Digest != b.diffID {
+		// The next repository of that registry can mount it from here. A
+		// lost record costs an upload and no more. Of an uncompressed
+		// layer there is none: Save takes it for one that came so.
+		_ = w.o.Store.AddOrigin(b.desc.Digest, name.Repository())
+	}
+	b.origins = append(b.origins, name.Repository())
 }
 
 func (w *pusher) sendTo(ctx context.Context, b blob, name oci.Reference) error {
@@ -118,13 +170,7 @@ func (w *pusher) sendTo(ctx context.Context, b blob, name oci.Reference) error {
 		}
 		return &counted{ReadCloser: r, total: b.desc.Size, report: w.o.counter("pushing " + b.desc.Digest.String())}, nil
 	}
-	select {
-	case w.slots <- struct{}{}:
-		defer func() { <-w.slots }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	return w.o.Registry.PushBlob(ctx, name, b.desc, open, mount)
+	return w.slot(ctx, func() error { return w.o.Registry.PushBlob(ctx, name, b.desc, open, mount) })
 }
 
 // counted reports what has been read.

@@ -44,6 +44,16 @@ func (w *watched) PushBlob(ctx context.Context, ref oci.Reference, d oci.Descrip
 	return err
 }
 
+func (w *watched) PushStream(ctx context.Context, ref oci.Reference, open func() (io.ReadCloser, error), desc func(context.Context) (oci.Descriptor, error)) error {
+	err := w.Client.PushStream(ctx, ref, open, desc)
+	d, _ := desc(ctx)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.sent = append(w.sent, d.Digest)
+	w.order = append(w.order, "blob")
+	return err
+}
+
 func (w *watched) PushManifest(ctx context.Context, ref oci.Reference, mediaType string, data []byte) (oci.Descriptor, error) {
 	w.mu.Lock()
 	w.order = append(w.order, "manifest")

@@ -34,6 +34,9 @@ func Save(ctx context.Context, list []Stored, find Find, out Output, o Options) 
 	if len(list) == 0 {
 		return oci.Descriptor{}, errors.New("export: there is no image")
 	}
+	if len(list) == 1 {
+		o.Names = list[0].Names
+	}
 	e, err := New(out, o)
 	if err != nil {
 		return oci.Descriptor{}, err

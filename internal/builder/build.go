@@ -477,11 +477,24 @@ type worker struct {
 
 // Run implements solver.Worker.
 func (w *worker) Run(ctx context.Context, n *llb.Node, in []executor.Result) (executor.Result, error) {
+	if w.spine[n.Digest] {
+		for i, r := range in {
+			if w.spine[n.Inputs[i].Digest] { // it may have been cached
+				w.out.begin(ctx, builtHere(r.Layers), w.epochs[n.Inputs[i].Digest])
+			}
+		}
+	}
 	r, err := w.Worker.Run(ctx, n, in)
 	if err == nil && w.spine[n.Digest] {
 		w.out.begin(ctx, r.Layers, w.epochs[n.Digest])
 	}
 	return r, err
+}
+
+// builtHere is the layers that are no image's: those are fetched while the step
+// runs that is about to, and are not to be fetched twice.
+func builtHere(layers []oci.Layer) []oci.Layer {
+	return slices.DeleteFunc(slices.Clone(layers), func(l oci.Layer) bool { return l.Blob != nil })
 }
 
 // Refuse implements solver.Chooser.

@@ -120,7 +120,7 @@ func (o *outputs) begin(ctx context.Context, layers []oci.Layer, epoch time.Time
 			if e.bound && l.Imported && !ofBase(l) && !l.Epoch.Equal(epoch) {
 				continue // it is to be written anew
 			}
-			_ = e.Layer(ctx, o.job.remote.openable(l))
+			_ = e.Layer(ctx, o.job.remote.openable(o.job.sealed(l)))
 		}
 	}
 }
@@ -137,7 +137,7 @@ func (j *job) export(ctx context.Context, w *executor.Worker, out *outputs, resu
 		made := map[bool][]oci.PlatformImage{} // bounded ones, and others
 		image := func(bound bool) (err error) {
 			if made[bound] == nil {
-				made[bound], err = j.images(ctx, w, results, bound)
+				made[bound], err = j.images(ctx, w, out, results, bound)
 			}
 			j.result.Images = made[bound]
 			return err
@@ -169,7 +169,7 @@ func (j *job) export(ctx context.Context, w *executor.Worker, out *outputs, resu
 }
 
 // images seals the results, and completes their configurations: diff IDs, times.
-func (j *job) images(ctx context.Context, w *executor.Worker, results []executor.Result, bound bool) ([]oci.PlatformImage, error) {
+func (j *job) images(ctx context.Context, w *executor.Worker, out *outputs, results []executor.Result, bound bool) ([]oci.PlatformImage, error) {
 	var images []oci.PlatformImage
 	for i, r := range results {
 		low, layers := j.lowered[i], r.Layers
@@ -178,7 +178,7 @@ func (j *job) images(ctx context.Context, w *executor.Worker, results []executor
 			layers, err = j.rewrite(ctx, w, layers, j.epoch(i))
 		}
 		if err == nil {
-			layers, err = j.Builder.seal(ctx, j.remote, layers)
+			layers, err = j.Builder.seal(ctx, j.remote, layers, out.sealers(bound)...)
 		}
 		if err != nil {
 			return nil, err
@@ -188,9 +188,34 @@ func (j *job) images(ctx context.Context, w *executor.Worker, results []executor
 	return images, j.inline(ctx, images, bound)
 }
 
+// sealer is an exporter that reads the tars of layers, to compress them, and so
+// can tell their diff IDs.
+type sealer interface {
+	Layer(ctx context.Context, l oci.Layer) error
+	Seal(ctx context.Context, l oci.Layer) (sealed oci.Layer, ok bool, err error)
+}
+
+// sealers are the outputs that can seal images' layers, bounded ones or others.
+func (o *outputs) sealers(bound bool) []sealer {
+	var all []sealer
+	for _, e := range o.list {
+		if s, ok := e.Exporter.(sealer); ok && !e.local && e.bound == bound {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
 // seal gives each layer its diff ID, several at once, by which an image of them
-// finds them again.
-func (b *Builder) seal(ctx context.Context, r *remoteImages, layers []oci.Layer) ([]oci.Layer, error) {
+// finds them again. by are asked before a tar is made for nothing else.
+func (b *Builder) seal(ctx context.Context, r *remoteImages, layers []oci.Layer, by ...sealer) ([]oci.Layer, error) {
+	layers = slices.Clone(layers)
+	for i := range layers {
+		layers[i] = b.sealed(layers[i])
+		for _, s := range by {
+			_ = s.Layer(ctx, r.openable(layers[i])) // so that all have begun
+		}
+	}
 	out := make([]oci.Layer, len(layers))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
@@ -200,7 +225,7 @@ func (b *Builder) seal(ctx context.Context, r *remoteImages, layers []oci.Layer)
 			continue
 		}
 		g.Go(func() error {
-			sealed, err := b.Store.Seal(ctx, l)
+			sealed, err := b.sealOne(ctx, r, l, by)
 			out[i] = r.openable(sealed)
 			return err
 		})
@@ -209,6 +234,33 @@ func (b *Builder) seal(ctx context.Context, r *remoteImages, layers []oci.Layer)
 		return nil, err
 	}
 	return out, b.Store.NoteBuilt(out)
+}
+
+// sealed is a layer that was built here with the diff ID that it has been found to
+// have, if it has.
+func (b *Builder) sealed(l oci.Layer) oci.Layer {
+	if l.Blob == nil && l.Source == "" {
+		if known, ok, err := b.Store.Sealed(l); ok && err == nil {
+			return known
+		}
+	}
+	return l
+}
+
+func (b *Builder) sealOne(ctx context.Context, r *remoteImages, l oci.Layer, by []sealer) (oci.Layer, error) {
+	if l.DiffID == "" {
+		for _, s := range by {
+			sealed, ok, err := s.Seal(ctx, r.openable(l))
+			if err != nil {
+				return l, err
+			}
+			if ok {
+				l.DiffID, l.TarSize = sealed.DiffID, sealed.TarSize
+				return l, b.Store.NoteSeal(l)
+			}
+		}
+	}
+	return b.Store.Seal(ctx, l)
 }
 
 // finish is img upon layers. The time of each layer made here is when its step
