@@ -75,6 +75,9 @@ func (s *store) Get(ctx context.Context, k Key) (string, error) {
 	if r, ok := s.records[k.Digest]; ok {
 		return r, nil
 	}
+	if k.Place == "" {
+		return "", &Miss{}
+	}
 	return "", &Miss{Why: "never built here"}
 }
 

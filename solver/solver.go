@@ -86,7 +86,8 @@ type Cache[R any] interface {
 // Miss is the error of a Get that finds nothing.
 type Miss struct {
 	// Why says which part differs from the last record of that place, in one
-	// line: "src/a.go changed", "never built here".
+	// line: "src/a.go changed", "never built here". It is empty of a key without a
+	// place, if there just is no record.
 	Why string
 }
 

@@ -629,7 +629,7 @@ func TestRefuse(t *testing.T) {
 		runs       map[string]int
 		want, why  string
 	}{
-		{"by the node's own digest", map[oci.Digest]string{mid.Digest: "bad"}, nil, map[string]int{"base": 1, "mid": 1, "top": 1}, "top(mid(base()))", "never built here"},
+		{"by the node's own digest", map[oci.Digest]string{mid.Digest: "bad"}, nil, map[string]int{"base": 1, "mid": 1, "top": 1}, "top(mid(base()))", "it is bad"},
 		{"by content", map[oci.Digest]string{content: "bad"}, nil, map[string]int{"base": 1, "mid": 1, "top": 1}, "top(mid(base()))", "it is bad"},
 		{"imported", nil, map[oci.Digest]string{mid.Digest: "bad"}, map[string]int{"base": 1, "mid": 1, "top": 1}, "top(mid(base()))", "never built here"},
 		{"here, a better one elsewhere", map[oci.Digest]string{mid.Digest: "bad"}, map[oci.Digest]string{mid.Digest: "good"}, map[string]int{"top": 1}, "top(good)", ""},

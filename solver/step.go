@@ -35,9 +35,8 @@ func (s *step[R]) resolve() (R, error) {
 		if s.ctx.Err() != nil {
 			return zero, s.ctx.Err()
 		}
-		if !isMiss(err) {
-			why = reason(err)
-		}
+		// That it is damaged, say: the next look-up may find it removed.
+		why = reason(err)
 	}
 	in, inexact, err := s.inputs(s.node)
 	if err != nil {
@@ -112,14 +111,8 @@ func (s *step[R]) get(k Key) (R, error) {
 	return found, nil
 }
 
-// isMiss reports whether a Get that failed found nothing. Any other error but
-// the context's is a miss as well: a damaged record never fails a build.
-func isMiss(err error) bool {
-	var miss *Miss
-	return errors.As(err, &miss)
-}
-
-// reason is why a Get failed, for people.
+// reason is why a Get failed, for people. Any error but the context's is a miss: a
+// damaged record never fails a build.
 func reason(err error) string {
 	var miss *Miss
 	if errors.As(err, &miss) {

@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -126,10 +127,16 @@ func (f *foresight) visit(ctx context.Context, n *llb.Node) error {
 	f.visited[n.Digest] = true
 	m := f.graph.Meta[n.Digest]
 	noCache := f.NoCache || m.NoCache
+	early := ""
 	if _, ok := n.Op.(llb.Source); !ok && !noCache && !f.dirty[n.Digest] {
-		if r, err := f.get(ctx, n, solver.Key{Digest: n.Digest}); err == nil {
+		r, err := f.get(ctx, n, solver.Key{Digest: n.Digest})
+		if err == nil {
 			f.found(n, r)
 			return nil
+		}
+		var miss *solver.Miss
+		if errors.As(err, &miss) {
+			early = miss.Why // as the solver has it
 		}
 	}
 	var missing *llb.Node
@@ -147,6 +154,9 @@ func (f *foresight) visit(ctx context.Context, n *llb.Node) error {
 	status, why, err := f.decide(ctx, n, in, missing, noCache)
 	if err != nil {
 		return f.locate(f.stepError(n, err))
+	}
+	if status == StepRuns {
+		why = cmp.Or(early, why)
 	}
 	f.tell(n, status, why)
 	return nil
