@@ -81,3 +81,13 @@ DURATION ?= 1m
 .PHONY: fuzz-dockerfile
 fuzz-dockerfile: build
 	$(GO) run ./internal/dockerfuzz -build $(abspath $(BINARY)) -duration $(DURATION) $(FUZZARGS)
+
+# Builds that are killed, fail in a system call, find their files damaged or are
+# many at once, and what the next one makes of it: KILLS times, and each system
+# call and kind of file. The seed is printed; SEED=n begins with the same again.
+KILLS ?= 1000
+SEED  ?= 0
+.PHONY: torture
+torture:
+	.ci/packages
+	$(GO) test -count 1 -timeout 3h -v ./internal/torture -kills $(KILLS) -faults 0 -damages 0 -seed $(SEED)

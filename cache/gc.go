@@ -238,6 +238,7 @@ func (s *Store) collectLayer(ctx context.Context, id string, since time.Time) er
 	}
 	st, err := os.Lstat(s.layerPath(id))
 	if err == nil && st.ModTime().Before(since) {
+		_ = s.lease.hold(id) // as in RemoveLayer
 		s.forget(id)
 		os.Remove(s.layerPath(id))
 	}

@@ -297,6 +297,11 @@ func (s *Store) Entries(id string) iter.Seq2[tree.Change, error] {
 // other process before its files are.
 func (s *Store) RemoveLayer(ctx context.Context, id string) error {
 	s.forget(id)
+	if _, err := os.Lstat(s.layerDir(id)); err == nil {
+		// Who sweeps after us goes on where we were killed. A full disk takes no
+		// note of it: that is no reason to leave it full.
+		_ = s.lease.hold(id)
+	}
 	err := os.RemoveAll(s.layerDir(id))
 	if errors.Is(err, unix.ENOTEMPTY) { // another process has just dropped it
 		err = os.RemoveAll(s.layerDir(id))
@@ -307,6 +312,6 @@ func (s *Store) RemoveLayer(ctx context.Context, id string) error {
 	if err := s.driver.Remove(ctx, id); err != nil {
 		return err
 	}
-	s.lease.drop(id) // where it was dropped
+	s.lease.drop(id)
 	return nil
 }

@@ -90,6 +90,40 @@ func TestSweepKeepsCommitted(t *testing.T) {
 }
 
 // A layer that another process is unpacking just now is not the sweeper's.
+// A removal that was cut short goes on with the next sweep.
+func TestSweepRemovesOn(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		cut  func(s *Store, id string) error
+		gone bool
+	}{
+		{"before it began", func(*Store, string) error { return nil }, false},
+		{"after the metadata", func(s *Store, id string) error { return os.Remove(s.layerPath(id)) }, true},
+		{"before the files", func(s *Store, id string) error { return os.RemoveAll(s.layerDir(id)) }, true},
+	} {
+		dir := t.TempDir()
+		s := open(t, dir)
+		l := commit(t, s, nil, sample)
+		killed, err := newStore(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := killed.lease.hold(l.ID); err != nil {
+			t.Fatal(err)
+		}
+		if err := tt.cut(killed, l.ID); err != nil {
+			t.Fatal(err)
+		}
+		killed.lease.f.Close() // as the kernel does
+		if err := s.Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Lstat(s.driver.Dir(l.ID)); (err != nil) != tt.gone {
+			t.Errorf("killed %s: the files are %v, want them gone: %v", tt.name, err, tt.gone)
+		}
+	}
+}
+
 func TestSweepLeavesLocked(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)

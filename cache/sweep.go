@@ -18,10 +18,10 @@ func (s *Store) Sweep(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("sweep state directory: %w", err)
 	}
-	gone := map[string]bool{}
+	gone := map[string]*os.File{}
 	for _, n := range names {
 		name := strings.TrimSuffix(n.Name(), ".d")
-		if name == s.lease.name || !leaseName(name) || gone[name] {
+		if name == s.lease.name || !leaseName(name) || gone[name] != nil {
 			continue
 		}
 		path := filepath.Join(s.dir, "leases", name)
@@ -31,21 +31,24 @@ func (s *Store) Sweep(ctx context.Context) error {
 		}
 		s.abandon(ctx, path)
 		os.RemoveAll(filepath.Join(s.dir, "tmp", name))
-		os.Remove(path)
-		held.Close()
-		gone[name] = true
+		gone[name] = held
 	}
 	if len(gone) > 0 {
 		s.sweepFiles(gone)
+	}
+	// The leases last: a sweep that is killed is done again.
+	for name, held := range gone {
+		os.Remove(filepath.Join(s.dir, "leases", name))
+		held.Close()
 	}
 	return nil
 }
 
 // sweepFiles removes what processes with the leases gone were writing, and locks
 // that nobody holds.
-func (s *Store) sweepFiles(gone map[string]bool) {
+func (s *Store) sweepFiles(gone map[string]*os.File) {
 	for _, path := range s.tempFiles() {
-		if gone[tempOwner(path)] {
+		if gone[tempOwner(path)] != nil {
 			os.Remove(path)
 		}
 	}
@@ -116,6 +119,12 @@ func (s *Store) writeFile(path string, data []byte) error {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
+}
+
+// WriteFile writes the file called name in the state directory, all of it or
+// nothing.
+func (s *Store) WriteFile(name string, data []byte) error {
+	return s.writeFile(filepath.Join(s.dir, name), data)
 }
 
 // putFile is writeFile that makes path's directory if it has to.

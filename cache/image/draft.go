@@ -24,6 +24,7 @@ type Draft struct {
 
 const (
 	draftPrefix = ".draft-"
+	linkPrefix  = ".link-" // of one that has had no name: it is locked before it gets this
 	draftSuffix = ".tmp"
 	// youngDraft is the age below which a draft is left alone though nobody
 	// holds its lock: its maker may not have locked it yet.
@@ -45,7 +46,7 @@ func NewDraft(dir string, perm os.FileMode) (*Draft, error) {
 
 func newNamedDraft(dir string, perm os.FileMode) (*Draft, error) {
 	sweepDrafts(dir, time.Now())
-	f, err := os.OpenFile(draftName(dir), os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+	f, err := os.OpenFile(draftName(dir, draftPrefix), os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
 	if err != nil {
 		return nil, err
 	}
@@ -58,8 +59,8 @@ func newNamedDraft(dir string, perm os.FileMode) (*Draft, error) {
 	return d, nil
 }
 
-func draftName(dir string) string {
-	return filepath.Join(dir, draftPrefix+rand.Text()[:10]+draftSuffix)
+func draftName(dir, prefix string) string {
+	return filepath.Join(dir, prefix+rand.Text()[:10]+draftSuffix)
 }
 
 // Commit closes the draft and gives it its name, which may be another file's;
@@ -85,9 +86,11 @@ func (d *Draft) Commit(path string) error {
 	if errors.Is(err, os.ErrExist) {
 		// linkat(2) does not replace files. The lock is for the moment in
 		// which the draft has a name.
-		temp := draftName(d.dir)
-		_ = unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err = link(temp); err == nil {
+		temp := draftName(d.dir, linkPrefix)
+		if err = unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			err = link(temp)
+		}
+		if err == nil {
 			if err = os.Rename(temp, path); err != nil {
 				os.Remove(temp)
 			}
@@ -115,11 +118,12 @@ func sweepDrafts(dir string, now time.Time) {
 		return
 	}
 	for _, e := range list {
-		if !strings.HasPrefix(e.Name(), draftPrefix) || !strings.HasSuffix(e.Name(), draftSuffix) {
+		locked := strings.HasPrefix(e.Name(), linkPrefix)
+		if !locked && !strings.HasPrefix(e.Name(), draftPrefix) || !strings.HasSuffix(e.Name(), draftSuffix) {
 			continue
 		}
 		st, err := e.Info()
-		if err != nil || now.Sub(st.ModTime()) < youngDraft {
+		if err != nil || !locked && now.Sub(st.ModTime()) < youngDraft {
 			continue
 		}
 		p := filepath.Join(dir, e.Name())
@@ -133,6 +137,9 @@ func sweepDrafts(dir string, now time.Time) {
 		f.Close()
 	}
 }
+
+// Sweep removes what killed processes were writing.
+func (s *Store) Sweep() { sweepDrafts(s.draftDir(), s.now()) }
 
 func (s *Store) draftDir() string { return filepath.Join(s.dir, "ingest") }
 

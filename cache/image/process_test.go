@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/861fb494/build/internal/oci"
 )
 
@@ -123,6 +125,34 @@ func TestNamedDraft(t *testing.T) {
 	if left, _ := os.ReadDir(dir); len(left) != 1 {
 		t.Errorf("%d files, want the committed one", len(left))
 	}
+}
+
+// A draft that gets a name only to replace another file is locked before: one
+// without a lock is removed however young it is.
+func TestLinkedDraft(t *testing.T) {
+	s := checked(t)
+	alive, dead := draftName(s.draftDir(), linkPrefix), draftName(s.draftDir(), linkPrefix)
+	if err := os.MkdirAll(s.draftDir(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{alive, dead} {
+		if err := os.WriteFile(name, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := os.Open(alive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	s.Sweep()
+	if left, _ := os.ReadDir(s.draftDir()); len(left) != 1 || left[0].Name() != filepath.Base(alive) {
+		t.Errorf("Sweep leaves %v, want %s alone", left, filepath.Base(alive))
+	}
+	os.Remove(alive)
 }
 
 func draftIn(t *testing.T, dir string) *Draft {

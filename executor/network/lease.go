@@ -22,7 +22,7 @@ import (
 //
 //	lock       held while anything below, or the bridge, is changed
 //	users      held shared by each Networks that has attached; who gets it
-//	           exclusively is the last, and removes bridge and table
+//	           exclusively is the last, and removes bridge, table and this
 //	10.0.0.2   one empty file an endpoint, held by it; its device and its rules
 //	           carry the address, so that anyone can remove those of the dead
 //
@@ -41,14 +41,22 @@ type lease struct {
 	bridge bridge
 }
 
-func openState(ctx context.Context, stateDir string, o Options) (*state, error) {
+// findState is the state of a network, which need not be there.
+func findState(stateDir string, o Options) (*state, error) {
 	var ns unix.Stat_t
 	if err := unix.Stat("/proc/thread-self/ns/net", &ns); err != nil {
 		return nil, fmt.Errorf("look up the network namespace: %w", err)
 	}
-	s := &state{
+	return &state{
 		dir:     filepath.Join(stateDir, strconv.FormatUint(ns.Ino, 10), o.Name),
 		options: o,
+	}, nil
+}
+
+func openState(ctx context.Context, stateDir string, o Options) (*state, error) {
+	s, err := findState(stateDir, o)
+	if err != nil {
+		return nil, err
 	}
 	// Only root may hold locks here: nobody else can keep it waiting.
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
@@ -218,7 +226,10 @@ func (s *state) close() error {
 	wg.Go(func() { table = errors.Join(removeTable(s.options.Name), closeFirewall(s.options.Name)) }) // waits on the kernel, as does the other
 	err = removeBridge(s.options.Name)
 	wg.Wait()
-	return errors.Join(table, err)
+	if err = errors.Join(table, err); err == nil {
+		err = os.Remove(last.Name())
+	}
+	return err
 }
 
 // freeAddr is an address of the bridge's subnet that is not in use: not always

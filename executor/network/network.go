@@ -166,6 +166,30 @@ func (n *Networks) Close() error {
 	return nil
 }
 
+// Sweep is Close for a network whose last user was killed. It is quick where
+// there is none, and does nothing where somebody uses the network.
+func (n *Networks) Sweep(ctx context.Context) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.state != nil {
+		return nil
+	}
+	s, err := findState(n.stateDir, n.options)
+	if err == nil {
+		if _, err := os.Lstat(s.path("users")); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		s, err = openState(ctx, n.stateDir, n.options)
+	}
+	if err == nil {
+		err = s.close()
+	}
+	if err != nil {
+		return fmt.Errorf("clear away network %s: %w", n.options.Name, err)
+	}
+	return nil
+}
+
 // Close removes the endpoint. Calls after the first return what it returned.
 func (e *Endpoint) Close() error {
 	e.close.Do(func() {

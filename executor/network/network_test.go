@@ -428,6 +428,32 @@ func TestKilled(t *testing.T) {
 	}
 }
 
+// What the last user of a network leaves, if it is killed, goes without anybody
+// attaching again; what is in use stays.
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	n := New(dir, Options{})
+	if err := n.Sweep(t.Context()); err != nil {
+		t.Fatalf("Sweep of nothing = %v", err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) > 0 {
+		t.Errorf("Sweep of nothing makes %v", left)
+	}
+	there := func() bool {
+		_, err := netlink.LinkByName("build0")
+		return err == nil
+	}
+	h := startHelper(t, dir, "8082:80")
+	if err := n.Sweep(t.Context()); err != nil || !there() {
+		t.Errorf("Sweep of a network in use = %v; the bridge is there: %v, want true", err, there())
+	}
+	h.cmd.Process.Kill()
+	h.cmd.Wait()
+	if err := n.Sweep(t.Context()); err != nil || there() {
+		t.Errorf("Sweep = %v; the bridge is there: %v, want false", err, there())
+	}
+}
+
 func TestFlushedFirewall(t *testing.T) {
 	n := networks(t, t.TempDir(), Options{})
 	serve(t, serverNS, serverAddr+":80")

@@ -57,6 +57,9 @@ type GitOptions struct {
 	SSHSocket string
 	// Offline asks no remote: what is not here is an error.
 	Offline bool
+	// Temp is a directory of the process's own, in the file system that the
+	// repositories are in; nil: theirs.
+	Temp func() (string, error)
 }
 
 // NewGit keeps repositories in dir, which is made when the first is fetched.
@@ -71,10 +74,14 @@ func (g *Git) Open(ctx context.Context, s llb.Source) (Content, error) {
 		return Content{}, err
 	}
 	defer unlock()
-	dir, err := c.checkout(ctx, g.dir, s.Digest.Encoded(), s.Git)
+	temp, err := g.temp()
+	if err != nil {
+		return Content{}, err
+	}
+	dir, err := c.checkout(ctx, temp, s.Digest.Encoded(), s.Git)
 	if err != nil && !g.o.Offline && c.dropped(ctx) {
 		if err = c.fetch(ctx, s.Digest.Encoded(), s.Git.Ref); err == nil {
-			dir, err = c.checkout(ctx, g.dir, s.Digest.Encoded(), s.Git)
+			dir, err = c.checkout(ctx, temp, s.Digest.Encoded(), s.Git)
 		}
 	}
 	return Content{Dir: dir}, err
@@ -124,6 +131,13 @@ func (c *gitCommand) dropped(ctx context.Context) bool {
 		return false
 	}
 	return os.RemoveAll(c.gitDir) == nil
+}
+
+func (g *Git) temp() (string, error) {
+	if g.o.Temp == nil {
+		return g.dir, nil
+	}
+	return g.o.Temp()
 }
 
 func (g *Git) key(remote string) string {

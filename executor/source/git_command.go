@@ -164,9 +164,15 @@ func (c *gitCommand) fetch(ctx context.Context, commit, ref string) error {
 	if c.has(ctx, commit) {
 		return nil
 	}
-	// A lock of a process that was killed; ours is held.
-	if err := os.Remove(filepath.Join(c.gitDir, "shallow.lock")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	// What a process that was killed has left; ours is the lock.
+	for _, left := range []string{"*.lock", "objects/??/tmp_*", "objects/pack/tmp_*"} {
+		found, err := filepath.Glob(filepath.Join(c.gitDir, left))
+		for _, path := range found {
+			err = errors.Join(err, os.Remove(path))
+		}
+		if err != nil {
+			return err
+		}
 	}
 	// Servers may refuse commits that no ref is at, and old ones shallow
 	// fetches.

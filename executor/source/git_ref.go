@@ -175,7 +175,11 @@ func (g *Git) keepRef(remote, ref string, at GitRef) error {
 	if err != nil {
 		return err
 	}
-	return writeAside(g.dir, g.refPath(remote, ref), data)
+	temp, err := g.temp()
+	if err != nil {
+		return err
+	}
+	return writeAside(temp, g.refPath(remote, ref), data)
 }
 
 func commitDigest(commit string) oci.Digest {

@@ -38,6 +38,9 @@ type HTTP struct {
 	Secret func(name string) ([]byte, bool)
 	// Offline asks no server: what is not here is an error.
 	Offline bool
+	// Temp is a directory of the process's own, in the same file system; nil:
+	// temporary files are in the directory, too.
+	Temp func() (string, error)
 
 	dir    string
 	client *http.Client
@@ -129,7 +132,11 @@ func (h *HTTP) open(ctx context.Context, s llb.Source) (c Content, err error) {
 		return c, fmt.Errorf("download %s: %w", redact(s.Ref), err)
 	}
 	defer in.Close()
-	dir, err := os.MkdirTemp(h.dir, "out-")
+	temp, err := h.temp()
+	if err != nil {
+		return c, err
+	}
+	dir, err := os.MkdirTemp(temp, "out-")
 	if err != nil {
 		return c, err
 	}
@@ -292,12 +299,23 @@ func (h *HTTP) try(ctx context.Context, u, etag string, want oci.Digest) (r reco
 	return h.save(r, resp, want)
 }
 
+func (h *HTTP) temp() (string, error) {
+	if h.Temp == nil {
+		return h.dir, nil
+	}
+	return h.Temp()
+}
+
 // save stores a body, first under a temporary name.
 func (h *HTTP) save(r record, resp *http.Response, want oci.Digest) (record, bool, error) {
 	if err := os.MkdirAll(h.dir, 0o755); err != nil {
 		return r, false, err
 	}
-	f, err := os.CreateTemp(h.dir, "tmp-")
+	temp, err := h.temp()
+	if err != nil {
+		return r, false, err
+	}
+	f, err := os.CreateTemp(temp, "tmp-")
 	if err != nil {
 		return r, false, err
 	}

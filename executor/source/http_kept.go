@@ -45,7 +45,11 @@ func (h *HTTP) writeRecord(r record) error {
 		return err
 	}
 	data = append(data, "\n"+digest.FromBytes(data).String()+"\n"...)
-	return writeAside(h.dir, h.key(r.URL)+".json", data)
+	temp, err := h.temp()
+	if err != nil {
+		return err
+	}
+	return writeAside(temp, h.key(r.URL)+".json", data)
 }
 
 // writeAside writes a file under a temporary name in dir first.

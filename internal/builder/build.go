@@ -340,12 +340,13 @@ func (j *job) gitOptions() source.GitOptions {
 		SSHSocket: j.agents.sockets["default"],
 		Secret:    j.secret,
 		Offline:   j.Offline,
+		Temp:      j.Store.TempDir,
 	}
 }
 
 func (j *job) httpSource() *source.HTTP {
 	h := source.NewHTTP(filepath.Join(j.Store.Dir(), "http"), nil)
-	h.Secret, h.Offline = j.secret, j.Offline
+	h.Secret, h.Offline, h.Temp = j.secret, j.Offline, j.Store.TempDir
 	return h
 }
 

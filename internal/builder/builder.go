@@ -96,16 +96,18 @@ func (b *Builder) Close(ctx context.Context) error {
 }
 
 // Sweep removes what killed processes left: layers half made, temporary files,
-// cgroups.
+// cgroups, a network.
 func (b *Builder) Sweep(ctx context.Context) error {
 	alive := func(id string) bool {
 		lease, _, _ := strings.Cut(id, "-") // steps are called after the lease of their build
 		return b.Store.Alive(lease)
 	}
+	b.Images.Sweep()
 	return errors.Join(
 		b.Store.Sweep(ctx),
 		sandbox.Sweep(b.Store.Group(), alive),
 		sandbox.NewOCI("", bundles(b.Store.Dir())).Sweep(alive),
+		b.host.Networks.Sweep(ctx),
 	)
 }
 

@@ -308,12 +308,13 @@ func (j *job) expectCached(ctx context.Context) error {
 	return nil
 }
 
-func (b *Builder) lastPath() string { return filepath.Join(b.Store.Dir(), "last.json") }
+// lastFile is where it is kept what the last build did.
+const lastFile = "last.json"
 
 // Last is what became of the steps of the last build, of any context.
 func (b *Builder) Last() (Plan, error) {
 	var p Plan
-	data, err := os.ReadFile(b.lastPath())
+	data, err := os.ReadFile(filepath.Join(b.Store.Dir(), lastFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return p, errors.New("nothing has been built here yet")
 	}
@@ -330,22 +331,7 @@ func (b *Builder) Last() (Plan, error) {
 // to fail.
 func (j *job) saveLast(o *observer, hints []Hint) {
 	p := Plan{Dockerfile: j.contexts.dockerfileName, Context: j.project(), Time: time.Now().UTC().Truncate(time.Second), Steps: o.steps, Hints: hints}
-	data, err := json.Marshal(p)
-	if err != nil {
-		return
-	}
-	f, err := os.CreateTemp(j.Store.Dir(), ".last-")
-	if err != nil {
-		return
-	}
-	_, err = f.Write(data)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), j.lastPath())
-	}
-	if err != nil {
-		os.Remove(f.Name())
+	if data, err := json.Marshal(p); err == nil {
+		_ = j.Store.WriteFile(lastFile, data)
 	}
 }

@@ -103,10 +103,7 @@ func (l *lab) used(t *testing.T) *root {
 	t.Helper()
 	r := l.root(t)
 	r.right(t, "nothing")
-	r.must(t, r.building("-o", "type=oci,dest="+r.home+"/x.tar")...)
-	if err := os.Remove(r.home + "/x.tar"); err != nil {
-		t.Fatal(err)
-	}
+	r.must(t, r.building("-o", "type=oci,dest="+r.out+"/x.tar")...)
 	r.must(t, r.building()...)
 	r.must(t, "run", "x", "true") // a container that stays
 	return r

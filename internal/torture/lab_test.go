@@ -30,9 +30,9 @@ import (
 )
 
 var (
-	kills   = flag.Int("kills", 60, "how many builds are killed")
-	faults  = flag.Int("faults", 40, "how many system calls fail; 0: each that a build makes")
-	damaged = flag.Int("damages", 40, "how many files are damaged; 0: each class in each way")
+	kills   = flag.Int("kills", 25, "how many builds are killed")
+	faults  = flag.Int("faults", 25, "how many system calls fail; 0: each that a build makes")
+	damaged = flag.Int("damages", 20, "how many files are damaged; 0: each class in each way")
 	seed    = flag.Uint64("seed", 0, "of all that is random; 0: another each time")
 )
 
@@ -250,14 +250,15 @@ func (l *lab) writeContext() error {
 type root struct {
 	*lab
 	dir    string
-	home   string
+	home   string // and for temporary files
+	out    string // for what commands put out
 	before house.Things
 }
 
 // root makes a state directory, which is checked and removed with the test.
 func (l *lab) root(t *testing.T) *root {
 	t.Helper()
-	r := &root{lab: l, dir: filepath.Join(t.TempDir(), "root"), home: t.TempDir()}
+	r := &root{lab: l, dir: filepath.Join(t.TempDir(), "root"), home: t.TempDir(), out: t.TempDir()}
 	var err error
 	if r.before, err = house.Look(r.dir); err != nil {
 		t.Fatal(err)
@@ -305,7 +306,7 @@ func (r *root) content(t *testing.T, more ...string) string {
 }
 
 func (r *root) tryContent(more ...string) (sum, out string, err error) {
-	file, iid := filepath.Join(r.home, "content.tar"), filepath.Join(r.home, "iid")
+	file, iid := filepath.Join(r.out, "content.tar"), filepath.Join(r.out, "iid")
 	defer os.Remove(file)
 	defer os.Remove(iid)
 	more = append([]string{"--reproducible", "-t", "x", "-o", "type=image", "-o", "type=tar,dest=" + file, "--iidfile", iid}, more...)
@@ -384,7 +385,8 @@ func (r *root) clean(t *testing.T, after string) {
 		maps.DeleteFunc(now, func(thing string, _ bool) bool {
 			return r.before[thing] || strings.Contains(thing, "git-daemon") || strings.Contains(thing, "/work/container-")
 		})
-		for _, pattern := range []string{"http/out-*", "http/tmp-*", "git/out-*", ".tmp-*", "*/.tmp-*", "*/*/.tmp-*"} {
+		r.strays(t, now)
+		for _, pattern := range []string{"*/out-*", "*/tmp-*", "git/*.git/*.lock", "git/*.git/objects/*/tmp_*", ".*", "*/.tmp-*", "*/*/.tmp-*", "mounts/*/*.new", "mounts/*/*.gone"} {
 			found, _ := filepath.Glob(filepath.Join(r.dir, pattern))
 			for _, f := range found {
 				now["temporary file "+f] = true
@@ -395,6 +397,20 @@ func (r *root) clean(t *testing.T, after string) {
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("after %s, left behind:\n\t%s", after, strings.Join(slices.Sorted(maps.Keys(now)), "\n\t"))
+		}
+	}
+}
+
+// strays adds the files of layers that are committed nowhere.
+func (r *root) strays(t *testing.T, now house.Things) {
+	t.Helper()
+	list, err := os.ReadDir(filepath.Join(r.dir, "snapshots", "layers"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range list {
+		if _, err := os.Lstat(filepath.Join(r.dir, "layers", e.Name(), "layer.json")); err != nil && !strings.HasPrefix(e.Name(), "container-") {
+			now["files of no layer "+e.Name()] = true
 		}
 	}
 }
