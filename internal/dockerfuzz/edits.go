@@ -15,7 +15,7 @@ import (
 
 // edited is the case with some files of the context changed, as the same seed
 // changes them each time: other bytes or as many others, other modes and targets,
-// files that go and files that come.
+// files that go and files that come. At times an instruction goes too.
 func (c *Case) edited() *Case {
 	g := rand.New(rand.NewPCG(c.Seed, 0x65646974))
 	n := c.copy()
@@ -41,6 +41,10 @@ func (c *Case) edited() *Case {
 		}
 	}
 	n.Context = out
+	if s := &n.Stages[g.IntN(len(n.Stages))]; len(s.Instrs) > 1 && g.IntN(3) == 0 {
+		i := g.IntN(len(s.Instrs))
+		s.Instrs = slices.Delete(s.Instrs, i, i+1)
+	}
 	return n
 }
 
@@ -63,14 +67,17 @@ func edit(g *rand.Rand, e *Entry) {
 	}
 }
 
-// checkEdit builds once more after the context has changed, on top of what is
-// cached, and carries that out by hand. It comes last: the context stays so.
+// checkEdit builds once more after the case has changed, on top of what is cached,
+// and carries that out by hand. It comes last: the files stay so.
 func (f *fuzzer) checkEdit(ctx context.Context, c *Case, j *job, first outcome) (*finding, error) {
 	if !f.modes || !f.plain || first.image == nil {
 		return nil, nil
 	}
 	e := c.edited()
 	if err := rewrite(j.context, withIgnoreFile(c).Context, withIgnoreFile(e).Context); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(j.dockerfile, []byte(e.dockerfile(j.images)), 0o644); err != nil {
 		return nil, err
 	}
 	for _, driver := range []string{"overlay", "plain"} {
@@ -83,7 +90,7 @@ func (f *fuzzer) checkEdit(ctx context.Context, c *Case, j *job, first outcome) 
 		}
 		found, err := f.byHand(e, filepath.Join(j.dir, "edited-"+driver), next)
 		if found != nil {
-			found.kind, found.text = "edit "+driver, "the context was changed: "+found.text
+			found.kind, found.text = "edit "+driver, "after a change: "+found.text
 		}
 		if found != nil || err != nil {
 			return found, err
