@@ -48,10 +48,9 @@ func (w *pusher) place(ctx context.Context, m *maker) (blob, error) {
 			}
 		}
 	}
-	b, ok := m.ready()
-	if ok || len(w.names) == 0 {
-		var err error
-		if b, err = m.blob(ctx); err != nil {
+	if _, ok := m.ready(); ok || len(w.names) == 0 {
+		b, err := m.blob(ctx)
+		if err != nil {
 			return b, err
 		}
 		b.placed = true
