@@ -1,7 +1,6 @@
 package exporter
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -12,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	specs "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -47,23 +45,21 @@ func (w *archive) write(ctx context.Context, list []*bundle) error {
 // layout is the files of the layout: those with names, and the blobs.
 func (w *archive) layout(list []*bundle) (map[string][]byte, map[string]blob, error) {
 	blobs := map[string]blob{}
-	add := func(d oci.Descriptor, open func(context.Context) (io.ReadCloser, error)) {
-		blobs[blobPath(d.Digest)] = blob{desc: d, open: open}
-	}
+	add := func(b blob) { blobs[blobPath(b.desc.Digest)] = b }
 	for _, b := range list {
 		if w.docker && len(b.images) > 1 {
 			return nil, nil, errors.New("a Docker archive holds an image for one platform: use type=oci, or give one --platform")
 		}
 		for _, img := range b.images {
-			add(img.config.desc, img.config.open)
+			add(blob{desc: img.config.desc, open: img.config.open})
 			for _, l := range img.layers {
 				if !l.foreign {
-					add(l.desc, l.open)
+					add(l)
 				}
 			}
 		}
 		for _, d := range b.documents {
-			add(d.desc, d.open)
+			add(blob{desc: d.desc, open: d.open})
 		}
 	}
 	idx, err := Encode(layoutIndex(list))
@@ -172,40 +168,31 @@ func (w *archive) tar(ctx context.Context, small map[string][]byte, blobs map[st
 	if err != nil {
 		return err
 	}
-	t := tar.NewWriter(f)
-	err = writeTar(ctx, t, small, blobs)
-	if err == nil {
-		err = t.Close()
-	}
-	return f.finish(err)
+	return f.finish(writeTar(ctx, rawTar{f.Writer}, small, blobs))
 }
 
-func writeTar(ctx context.Context, t *tar.Writer, small map[string][]byte, blobs map[string]blob) error {
-	header := func(kind byte, name string, mode, size int64) error {
-		return t.WriteHeader(&tar.Header{Typeflag: kind, Name: name, Mode: mode, Size: size, ModTime: time.Unix(0, 0)})
-	}
+func writeTar(ctx context.Context, t rawTar, small map[string][]byte, blobs map[string]blob) error {
 	for _, name := range slices.Backward(slices.Sorted(maps.Keys(small))) { // oci-layout first
-		if err := header(tar.TypeReg, name, 0o644, int64(len(small[name]))); err != nil {
+		err := t.file(name, 0o644, int64(len(small[name])), func(w io.Writer) error {
+			_, err := w.Write(small[name])
 			return err
-		}
-		if _, err := t.Write(small[name]); err != nil {
+		})
+		if err != nil {
 			return err
 		}
 	}
 	for _, name := range []string{specs.ImageBlobsDir + "/", specs.ImageBlobsDir + "/sha256/"} {
-		if err := header(tar.TypeDir, name, 0o755, 0); err != nil {
+		if err := t.dir(name); err != nil {
 			return err
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(blobs)) {
-		if err := header(tar.TypeReg, name, 0o444, blobs[name].desc.Size); err != nil {
-			return err
-		}
-		if err := copyBlob(ctx, t, blobs[name]); err != nil {
+		b := blobs[name]
+		if err := t.file(name, 0o444, b.desc.Size, func(w io.Writer) error { return copyBlob(ctx, w, b) }); err != nil {
 			return err
 		}
 	}
-	return nil
+	return t.end()
 }
 
 // directory writes the layout's files. Blobs come before index.json, so that

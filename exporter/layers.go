@@ -27,6 +27,8 @@ type blob struct {
 	origins []string
 	// foreign blobs have URLs of their own and are not put out.
 	foreign bool
+	// own blobs are files that were hashed as they were made, just now.
+	own bool
 	// placed is set where a placer has put it out already.
 	placed bool
 	// diffID and tarSize are known of layers.
@@ -212,12 +214,33 @@ func copyBlob(ctx context.Context, w io.Writer, b blob) error {
 		return err
 	}
 	defer r.Close()
+	if b.own {
+		return copyOwn(ctx, w, r, b.desc)
+	}
 	s := &sum{w: w, hash: sha256.New()}
 	if err := copyAll(ctx, s, io.LimitReader(r, b.desc.Size+1), nil); err != nil {
 		return fmt.Errorf("read layer %s: %w", b.desc.Digest, err)
 	}
 	if s.n != b.desc.Size || s.digest() != b.desc.Digest {
 		return fmt.Errorf("read layer %s: got %d bytes of digest %s, want %d: %w", b.desc.Digest, s.n, s.digest(), b.desc.Size, ErrChanged)
+	}
+	return nil
+}
+
+// copyOwn copies a file that this process has just made, piece by piece so that
+// ctx can end it in between.
+func copyOwn(ctx context.Context, w io.Writer, r io.Reader, d oci.Descriptor) error {
+	const piece = 32 << 20
+	for left := d.Size; left > 0; {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		// Of files this is copy_file_range(2).
+		n, err := io.CopyN(w, r, min(left, piece))
+		if err != nil {
+			return fmt.Errorf("read layer %s: %w", d.Digest, err)
+		}
+		left -= n
 	}
 	return nil
 }

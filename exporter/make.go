@@ -218,7 +218,7 @@ func (m *maker) compress(ctx context.Context, open func(context.Context) (io.Rea
 		// fail now.
 		_ = s.SetCompressed(diffID, p.method.Recipe(), d)
 	}
-	return blob{desc: d, diffID: diffID, tarSize: plain.n, open: func(context.Context) (io.ReadCloser, error) {
+	return blob{desc: d, diffID: diffID, tarSize: plain.n, own: true, open: func(context.Context) (io.ReadCloser, error) {
 		return os.Open(g.file.Name())
 	}}, nil
 }
