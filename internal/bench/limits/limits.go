@@ -17,7 +17,13 @@ type Limit struct {
 	Unit  string // "MB/s" (a million bytes), "ms" or "s"
 }
 
-func (l Limit) String() string { return fmt.Sprintf("%s: %.3g %s", l.Name, l.Value, l.Unit) }
+func (l Limit) String() string {
+	places := 2
+	if l.Value >= 100 {
+		places = 0
+	}
+	return fmt.Sprintf("%s: %.*f %s", l.Name, places, l.Value, l.Unit)
+}
 
 // Measure measures them in dir, a directory to work in on the file system that
 // counts. It needs root, a Go toolchain and a static busybox, and a program that
