@@ -7,8 +7,9 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/861fb494/build/internal/gunzip"
 )
 
 // maxWindow bounds the memory that a foreign zstd frame can ask for, in bytes:
@@ -26,12 +27,7 @@ func Decompress(r io.ReadCloser) (io.ReadCloser, error) {
 	}
 	switch {
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
-		z, err := gzip.NewReader(b)
-		if err != nil {
-			r.Close()
-			return nil, fmt.Errorf("decompress: %w", err)
-		}
-		return &decompressor{Reader: z, rest: b, close: r.Close}, nil
+		return &decompressor{Reader: gunzip.NewReader(b), rest: b, close: r.Close}, nil
 	case bytes.Equal(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
 		z, err := zstd.NewReader(b, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1))
 		if err != nil {

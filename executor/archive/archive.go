@@ -17,13 +17,13 @@ import (
 	"strings"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/gunzip"
 	"github.com/861fb494/build/internal/oci"
 )
 
@@ -64,7 +64,7 @@ func decompress(r *bufio.Reader) (io.ReadCloser, error) {
 	}
 	switch {
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b, 0x08}):
-		return gzip.NewReader(r)
+		return io.NopCloser(gunzip.NewReader(r)), nil
 	case bytes.HasPrefix(head, []byte("BZh")):
 		return io.NopCloser(bzip2.NewReader(r)), nil
 	case bytes.HasPrefix(head, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
