@@ -485,6 +485,50 @@ func TestGitDamaged(t *testing.T) {
 	}
 }
 
+// Objects that are damaged or gone, though no ref leads to them, are fetched anew.
+func TestGitObjectsDamaged(t *testing.T) {
+	r := newRepo(t, "sha1")
+	r.commit("d/f", "1")
+	src := llb.Source{Ref: r.url()}
+	harms := map[string]func(path string) error{
+		"gone":  os.Remove,
+		"empty": func(path string) error { return os.Truncate(path, 0) },
+		"zeros": func(path string) error {
+			st, err := os.Stat(path)
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(path, make([]byte, st.Size()), 0o644)
+		},
+	}
+	for name, harm := range harms {
+		g := NewGit(t.TempDir(), GitOptions{})
+		if _, _, err := openGit(t, g, src); err != nil {
+			t.Fatal(err)
+		}
+		pattern := filepath.Join(g.key(src.Ref)+".git", "objects", "*", "*")
+		objects, err := filepath.Glob(pattern)
+		if err != nil || len(objects) < 4 {
+			t.Fatalf("the repository has objects %q, %v, want a commit, two trees and a file at least", objects, err)
+		}
+		for i := range objects {
+			objects, err := filepath.Glob(pattern)
+			if err != nil || i >= len(objects) {
+				t.Fatalf("the repository has objects %q, %v", objects, err)
+			}
+			if err := os.Chmod(objects[i], 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if err := harm(objects[i]); err != nil {
+				t.Fatal(err)
+			}
+			if files, _, err := openGit(t, NewGit(g.dir, GitOptions{}), src); err != nil || !slices.Equal(files, []string{"d/f=1"}) {
+				t.Errorf("Open with object %d %s = %q, %v", i, name, files, err)
+			}
+		}
+	}
+}
+
 func TestGitConcurrently(t *testing.T) {
 	r := newRepo(t, "sha1")
 	commits := []string{r.commit("f", "0"), r.commit("f", "1"), r.commit("f", "2")}
