@@ -79,7 +79,7 @@ func (g *Git) Open(ctx context.Context, s llb.Source) (Content, error) {
 		return Content{}, err
 	}
 	dir, err := c.checkout(ctx, temp, s.Digest.Encoded(), s.Git)
-	if err != nil && !g.o.Offline && c.dropped(ctx, s.Digest.Encoded()) {
+	if err != nil && !g.o.Offline && c.dropped(ctx) {
 		if err = c.fetch(ctx, s.Digest.Encoded(), s.Git.Ref); err == nil {
 			dir, err = c.checkout(ctx, temp, s.Digest.Encoded(), s.Git)
 		}
@@ -115,7 +115,7 @@ func (g *Git) fetched(ctx context.Context, s llb.Source) (_ *gitCommand, unlock 
 		return c, unlock, err
 	}
 	err = c.fetch(ctx, commit, s.Git.Ref)
-	if err != nil && !errors.Is(err, ErrNoCommit) && c.dropped(ctx, commit) {
+	if err != nil && !errors.Is(err, ErrNoCommit) && c.dropped(ctx) {
 		err = c.fetch(ctx, commit, s.Git.Ref)
 	}
 	return c, unlock, err
@@ -123,16 +123,11 @@ func (g *Git) fetched(ctx context.Context, s llb.Source) (_ *gitCommand, unlock 
 
 // dropped removes the repository if it is damaged: by a process that was killed,
 // a full disk, a disk that errs.
-func (c *gitCommand) dropped(ctx context.Context, commit string) bool {
+func (c *gitCommand) dropped(ctx context.Context) bool {
 	if ctx.Err() != nil {
 		return false
 	}
-	check := []string{"fsck", "--no-dangling"}
-	if c.has(ctx, commit) {
-		// No ref need lead to it, and what a ref does not lead to may be missing.
-		check = append(check, commit)
-	}
-	if _, err := c.run(ctx, check...); err == nil || ctx.Err() != nil {
+	if _, err := c.run(ctx, "fsck", "--no-dangling"); err == nil || ctx.Err() != nil {
 		return false
 	}
 	return os.RemoveAll(c.gitDir) == nil

@@ -190,7 +190,7 @@ func (c *gitCommand) fetch(ctx context.Context, commit, ref string) error {
 		if _, err = c.run(ctx, append([]string{"fetch", "--quiet", "--no-tags", "--no-recurse-submodules"}, args...)...); ctx.Err() != nil {
 			return err
 		}
-		if err == nil && c.has(ctx, commit) {
+		if err == nil && c.keep(ctx, commit) {
 			return nil
 		}
 	}
@@ -200,8 +200,18 @@ func (c *gitCommand) fetch(ctx context.Context, commit, ref string) error {
 	return err
 }
 
+// fetchedRef is set once all of commit is here. That the commit is says nothing:
+// a fetch that was stopped leaves some objects and not others.
+func fetchedRef(commit string) string { return "refs/build/" + commit }
+
 func (c *gitCommand) has(ctx context.Context, commit string) bool {
-	_, err := c.run(ctx, "cat-file", "-e", commit+"^{commit}")
+	_, err := c.run(ctx, "rev-parse", "--verify", "--quiet", fetchedRef(commit)+"^{commit}")
+	return err == nil
+}
+
+// keep notes that commit was fetched; false if the fetch did not bring it.
+func (c *gitCommand) keep(ctx context.Context, commit string) bool {
+	_, err := c.run(ctx, "update-ref", fetchedRef(commit), commit)
 	return err == nil
 }
 
@@ -257,10 +267,7 @@ func (c *gitCommand) clone(ctx context.Context, work *gitCommand, commit, ref st
 	}
 	// By a URL, so that git copies instead of linking files of ours.
 	from := "file://" + c.gitDir
-	if _, err := c.run(ctx, "update-ref", "refs/build/"+commit, commit); err != nil {
-		return err
-	}
-	if _, err := work.run(ctx, "fetch", "--quiet", "--depth=1", "--no-tags", "--", from, "refs/build/"+commit); err != nil {
+	if _, err := work.run(ctx, "fetch", "--quiet", "--depth=1", "--no-tags", "--", from, fetchedRef(commit)); err != nil {
 		return err
 	}
 	if tag := strings.TrimPrefix(strings.TrimPrefix(ref, "refs/"), "tags/"); ref != "" && !IsCommit(ref) {
