@@ -63,6 +63,12 @@ func TestSupported(t *testing.T) {
 	if err := Supported(long); err != nil {
 		t.Errorf("Supported(%q) = %v, want nil", long, err)
 	}
+	if err := os.Mkdir(filepath.Join(long, probePrefix+"left"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := Supported(long); err != nil {
+		t.Errorf("Supported beside what was left = %v, want nil", err)
+	}
 	if err := Supported("/proc"); err == nil {
 		t.Error("Supported(/proc) = nil, want an error")
 	}

@@ -131,9 +131,11 @@ func newDriver(root, name string) (d cache.Driver, notice string, err error) {
 	}
 	if name == "" {
 		name = "overlay"
-		if err := overlay.Supported(root); err != nil {
+		if err := overlay.Supported(root); errors.Is(err, overlay.ErrUnsupported) {
 			name = "plain"
 			notice = fmt.Sprintf("snapshots in %s are copies, which is slower and takes more room: %v", root, err)
+		} else if err != nil {
+			return nil, "", fmt.Errorf("open state directory: %w", err)
 		}
 	}
 	if kept != "" && kept != name {
