@@ -32,6 +32,9 @@ func (s *Store) Mend(ctx context.Context) []error { return s.check(ctx, true) }
 
 func (s *Store) check(ctx context.Context, mend bool) []error {
 	c := checker{Store: s, mend: mend}
+	if mend {
+		s.sweepFiles(nil) // locks that could not be removed
+	}
 	c.leases()
 	for _, f := range s.tempFiles() {
 		if owner := tempOwner(f); owner == s.lease.name || !s.Alive(owner) {

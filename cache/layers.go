@@ -152,7 +152,9 @@ func (s *Store) prepare(ctx context.Context, id string, chain []oci.Layer) (*Dra
 	}
 	snap, err := s.driver.Prepare(ctx, id, ids(chain))
 	if err != nil {
-		s.lease.drop(id)
+		if s.driver.Remove(ctx, id) == nil { // else the next sweep tries again
+			s.lease.drop(id)
+		}
 		return nil, fmt.Errorf("prepare a layer: %w", err)
 	}
 	return &Draft{Snapshot: snap, ID: id, store: s}, nil

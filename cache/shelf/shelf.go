@@ -116,6 +116,9 @@ func (s *Shelf) begin(first string) (*work, error) {
 		case errors.Is(err, fs.ErrNotExist):
 			continue // between Mkdir and the lock, another process took it for left behind
 		case err != nil:
+			if made {
+				err = errors.Join(err, os.Remove(dir))
+			}
 			return nil, err
 		}
 		if made && sameFile(lock, dir) {

@@ -26,7 +26,8 @@ import (
 type victim struct {
 	name  string
 	args  []string
-	share int // of the kills, in parts
+	share int  // of the kills, in parts
+	first bool // in a state directory that is not there yet
 	// whole looks at what the command may have put out, be it killed or not.
 	whole func(r *root) error
 
@@ -51,6 +52,7 @@ func (r *root) victims() []*victim {
 		{name: "forget", args: []string{"rmi", "x"}, share: 1},
 		{name: "run", args: []string{"run", "--rm", "x", "cat", "/sum"}, share: 2},
 		{name: "fsck", args: []string{"fsck"}, share: 1},
+		{name: "first build", args: r.building("--reproducible", "-t", "x"), share: 2, first: true},
 	}
 }
 
@@ -108,7 +110,11 @@ func TestCrash(t *testing.T) {
 	r.right(t, "nothing")
 	var lots []*victim
 	for _, v := range r.victims() {
-		if err := v.measure(r); err != nil {
+		on := r
+		if v.first {
+			on = l.root(t)
+		}
+		if err := v.measure(on); err != nil {
 			t.Fatalf("%s: %v", v.name, err)
 		}
 		for range v.share {
@@ -121,6 +127,16 @@ func TestCrash(t *testing.T) {
 	begun, since := time.Now(), []string(nil)
 	for n := range *kills {
 		v := lots[rng.IntN(len(lots))]
+		if v.first {
+			first := l.root(t)
+			where, err := v.kill(first, rng)
+			if err != nil {
+				t.Fatal(where, err)
+			}
+			first.healthy(t, fmt.Sprint(n, ": ", where))
+			os.RemoveAll(filepath.Dir(first.dir))
+			continue
+		}
 		where, err := v.kill(r, rng)
 		since = append(since, fmt.Sprintf("%d: %s", n, where))
 		if err == nil {

@@ -30,9 +30,9 @@ import (
 )
 
 var (
-	kills   = flag.Int("kills", 25, "how many builds are killed")
-	faults  = flag.Int("faults", 25, "how many system calls fail; 0: each that a build makes")
-	damaged = flag.Int("damages", 20, "how many files are damaged; 0: each class in each way")
+	kills   = flag.Int("kills", 20, "how many builds are killed")
+	faults  = flag.Int("faults", 15, "how many system calls fail; 0: each that a build makes")
+	damaged = flag.Int("damages", 15, "how many files are damaged; 0: each class in each way")
 	seed    = flag.Uint64("seed", 0, "of all that is random; 0: another each time")
 )
 
@@ -58,6 +58,7 @@ func random(t *testing.T) *rand.Rand {
 // lab is what all tests share: the binary, a registry with base images, a
 // server of files, one of repositories, and a build context.
 type lab struct {
+	dir      string
 	bin      string
 	registry string
 	config   string
@@ -114,7 +115,7 @@ func newLab() (l *lab, err error) {
 			l.close()
 		}
 	}()
-	l = &lab{bin: filepath.Join(dir, "build"), config: filepath.Join(dir, "config.toml"), context: filepath.Join(dir, "context")}
+	l = &lab{dir: dir, bin: filepath.Join(dir, "build"), config: filepath.Join(dir, "config.toml"), context: filepath.Join(dir, "context")}
 	l.ends = append(l.ends, func() { os.RemoveAll(dir) })
 	cmd := exec.Command("go", "build", "-o", l.bin, "../../cmd/build")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -258,8 +259,18 @@ type root struct {
 // root makes a state directory, which is checked and removed with the test.
 func (l *lab) root(t *testing.T) *root {
 	t.Helper()
-	r := &root{lab: l, dir: filepath.Join(t.TempDir(), "root"), home: t.TempDir(), out: t.TempDir()}
-	var err error
+	// Not the test's directory: the name of that may be of no use in an option.
+	dir, err := os.MkdirTemp(l.dir, "root-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	r := &root{lab: l, dir: filepath.Join(dir, "root"), home: filepath.Join(dir, "home"), out: filepath.Join(dir, "out")}
+	for _, d := range []string{r.home, r.out} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if r.before, err = house.Look(r.dir); err != nil {
 		t.Fatal(err)
 	}
@@ -306,12 +317,20 @@ func (r *root) content(t *testing.T, more ...string) string {
 }
 
 func (r *root) tryContent(more ...string) (sum, out string, err error) {
+	return r.contentBy((*exec.Cmd).Run, more...)
+}
+
+// contentBy is content of a builder that run runs.
+func (r *root) contentBy(run func(*exec.Cmd) error, more ...string) (sum, out string, err error) {
 	file, iid := filepath.Join(r.out, "content.tar"), filepath.Join(r.out, "iid")
 	defer os.Remove(file)
 	defer os.Remove(iid)
 	more = append([]string{"--reproducible", "-t", "x", "-o", "type=image", "-o", "type=tar,dest=" + file, "--iidfile", iid}, more...)
-	out, err = r.run(r.building(more...)...)
-	if err != nil {
+	cmd := r.command(r.building(more...)...)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	err = run(cmd)
+	if out = said.String(); err != nil {
 		return "", out, err
 	}
 	id, err := os.ReadFile(iid)
@@ -386,7 +405,7 @@ func (r *root) clean(t *testing.T, after string) {
 			return r.before[thing] || strings.Contains(thing, "git-daemon") || strings.Contains(thing, "/work/container-")
 		})
 		r.strays(t, now)
-		for _, pattern := range []string{"*/out-*", "*/tmp-*", "git/*.git/*.lock", "git/*.git/objects/*/tmp_*", ".*", "*/.tmp-*", "*/*/.tmp-*", "mounts/*/*.new", "mounts/*/*.gone"} {
+		for _, pattern := range []string{"*/out-*", "*/tmp-*", ".*", "*/.tmp-*", "*/*/.tmp-*", "mounts/*/*.new", "mounts/*/*.gone"} {
 			found, _ := filepath.Glob(filepath.Join(r.dir, pattern))
 			for _, f := range found {
 				now["temporary file "+f] = true
@@ -412,14 +431,5 @@ func (r *root) strays(t *testing.T, now house.Things) {
 		if _, err := os.Lstat(filepath.Join(r.dir, "layers", e.Name(), "layer.json")); err != nil && !strings.HasPrefix(e.Name(), "container-") {
 			now["files of no layer "+e.Name()] = true
 		}
-	}
-}
-
-// oneError fails the test unless a failed command said what failed, once.
-func oneError(t *testing.T, after, out string) {
-	t.Helper()
-	n := bytes.Count([]byte(out), []byte("ERROR: "))
-	if n == 0 || n > 2 || strings.Contains(out, "goroutine ") || strings.Contains(out, "panic") {
-		t.Errorf("after %s, want one clear error:\n%s", after, out)
 	}
 }
