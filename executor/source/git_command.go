@@ -161,10 +161,8 @@ func (c *gitCommand) fetch(ctx context.Context, commit, ref string) error {
 			return err
 		}
 	}
-	if c.has(ctx, commit) {
-		return nil
-	}
-	// What a process that was killed has left; ours is the lock.
+	// What a process that was killed has left, also after it had all that it
+	// wanted; ours is the lock.
 	for _, left := range []string{"*.lock", "objects/??/tmp_*", "objects/pack/tmp_*"} {
 		found, err := filepath.Glob(filepath.Join(c.gitDir, left))
 		for _, path := range found {
@@ -173,6 +171,9 @@ func (c *gitCommand) fetch(ctx context.Context, commit, ref string) error {
 		if err != nil {
 			return err
 		}
+	}
+	if c.has(ctx, commit) {
+		return nil
 	}
 	// Servers may refuse commits that no ref is at, and old ones shallow
 	// fetches.

@@ -483,6 +483,16 @@ func TestGitDamaged(t *testing.T) {
 	if files, _, err := openGit(t, NewGit(g.dir, GitOptions{}), src); err != nil || !slices.Equal(files, []string{"f=2"}) {
 		t.Errorf("Open with a stale lock = %q, %v", files, err)
 	}
+	left := filepath.Join(bare, "objects", "ab", "tmp_obj_x")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(left), 0o755), os.WriteFile(left, nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := openGit(t, NewGit(g.dir, GitOptions{}), src); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what a killed git has left is still there: %v", err)
+	}
 }
 
 // An object that is damaged, or that a fetch which was stopped did not bring, is
