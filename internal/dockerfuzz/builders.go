@@ -25,6 +25,7 @@ type job struct {
 	context    string
 	dockerfile string
 	images     imageName // of the bases
+	hand       *hand     // the case carried out by hand
 	serial     int
 }
 

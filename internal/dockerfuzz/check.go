@@ -105,6 +105,11 @@ func (f *fuzzer) check(ctx context.Context, c *Case) (*finding, error) {
 		return nil, fmt.Errorf("write case: %w", err)
 	}
 	defer os.RemoveAll(j.dir)
+	if f.plain {
+		if j.hand, err = f.byHand(c, filepath.Join(j.dir, "machine")); err != nil || j.hand.hangs() {
+			return nil, err
+		}
+	}
 	first, err := f.build(ctx, f.mode("overlay", false), j)
 	if err != nil {
 		return nil, err
@@ -239,36 +244,7 @@ func (f *fuzzer) checkPlain(_ context.Context, c *Case, j *job, first outcome) (
 	if !f.plain {
 		return nil, nil
 	}
-	return f.byHand(c, filepath.Join(j.dir, "machine"), first)
-}
-
-// byHand compares with the case carried out in dir, a directory to be made.
-func (f *fuzzer) byHand(c *Case, dir string, first outcome) (*finding, error) {
-	s, err := interpret(withIgnoreFile(c), dir, f.common)
-	if err != nil {
-		if first.image != nil {
-			return &finding{"failure plain", "by hand it fails: " + err.Error()}, nil
-		}
-		return nil, nil
-	}
-	if first.image == nil {
-		return &finding{"failure plain", "by hand it works:\n" + first.log}, nil
-	}
-	t, err := readTree(s.root)
-	if err != nil {
-		return nil, err
-	}
-	d := differences(first.image.Flat, t, c.loose(false))
-	for k, want := range map[string]string{"User": s.user, "WorkingDir": s.workdir} {
-
-		if got, _ := first.image.Config[k].(string); path.Clean("/"+got) != path.Clean("/"+want) {
-			d = append(d, fmt.Sprintf("config %s: %q against %q", k, got, want))
-		}
-	}
-	if len(d) > 0 {
-		return &finding{"plain", "build against by hand:\n" + clip(d)}, nil
-	}
-	return nil, nil
+	return j.hand.against(c, first), nil
 }
 
 // withIgnoreFile has .dockerignore among the context's files.

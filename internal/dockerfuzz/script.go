@@ -17,7 +17,10 @@ import (
 )
 
 // scriptTime is much longer than any script takes.
-const scriptTime = 30 * time.Second
+const scriptTime = 20 * time.Second
+
+// errHangs is that a script did not end in that time.
+var errHangs = errors.New("it does not end")
 
 // run is RUN, with real mounts: the program has a mount namespace of its own.
 func (m *machine) run(s *system, in Instr) error {
@@ -222,13 +225,18 @@ func (s *system) execute(in Instr, who *syscall.Credential, home string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), scriptTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/bin/busybox", "sh", "-c", "umask 022; cd -P '"+s.workdir+"' || exit 1\n"+in.script())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: s.root, Credential: who}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: s.root, Credential: who, Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) } // what it has started, too
 	cmd.Dir = "/"
 	cmd.Env = append(append([]string{}, s.env...), s.args...)
 	if home != "" {
 		cmd.Env = append(cmd.Env, "HOME="+home)
 	}
-	if out, err := cmd.CombinedOutput(); err != nil {
+	out, err := cmd.CombinedOutput()
+	if ctx.Err() != nil {
+		return fmt.Errorf("run: %w", errHangs)
+	}
+	if err != nil {
 		return fmt.Errorf("run: %w: %s", err, out)
 	}
 	return nil
