@@ -44,21 +44,21 @@ func (j *job) mend(ctx context.Context, err error) {
 	}
 }
 
-// glanced is how many bytes of lists of files are gone through before a result is
-// put out: some 2000 files, which takes five milliseconds.
+// glanced is how many bytes of lists of files are gone through before an image is
+// put out or run: some 2000 files, which takes five milliseconds.
 const glanced = 128 << 10
 
-// glance looks at the files of layers that a build has found rather than made,
-// before it says that an image consists of them: as many as can be looked at in
-// a time that nobody notices. Whoever reads a layer later looks at all of it.
-func (j *job) glance(ctx context.Context, layers []oci.Layer) error {
+// glance looks at the files of layers that were found rather than made, before it
+// is said that an image consists of them: as many as can be looked at in a time
+// that nobody notices. Who reads a layer to make another looks at all of it.
+func (b *Builder) glance(ctx context.Context, layers []oci.Layer) error {
 	var few []oci.Layer
 	left := int64(glanced)
 	for _, l := range layers {
-		if n := j.Store.Unseen(l); n <= left {
+		if n := b.Store.Unseen(l); n <= left {
 			left -= n
 			few = append(few, l)
 		}
 	}
-	return j.Store.Intact(ctx, few)
+	return b.Store.Intact(ctx, few)
 }

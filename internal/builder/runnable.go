@@ -33,8 +33,9 @@ func (b *Builder) Runnable(ctx context.Context, name string, p oci.Platform, pul
 	}
 	run := Runnable{Name: name}
 	found, err := b.Images.Lookup(name)
+	here := err == nil && (!pull || found.Ref == oci.Reference{})
 	switch {
-	case err == nil && (!pull || found.Ref == oci.Reference{}):
+	case here:
 		run, err = b.stored(ctx, r, name, found, p)
 	case errors.Is(err, image.ErrNotFound) && b.kept(name, &run):
 		err = nil
@@ -46,9 +47,12 @@ func (b *Builder) Runnable(ctx context.Context, name string, p oci.Platform, pul
 	}
 	w := executor.New(b.host, executor.Session{Fetcher: r, Progress: sink})
 	if run.Layers, err = w.Fetch(ctx, run.Layers); err != nil {
+		if here && ctx.Err() == nil {
+			err = fmt.Errorf("%w: %s is an image of the local store, of which a layer was removed from the cache or found damaged: build the image again if it was built here", err, name)
+		}
 		return run, err
 	}
-	if b.Store.Intact(ctx, run.Layers) == nil {
+	if b.glance(ctx, run.Layers) == nil {
 		return run, nil
 	}
 	// What was pulled is pulled again.
