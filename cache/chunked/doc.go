@@ -10,11 +10,13 @@
 //
 // Ten thousands of blobs are more than registries bear, so chunks travel in
 // packs: the bytes of one after another, at most 16 MiB and a chunk, compressed
-// together by zstd.
+// together by zstd. Before that may stand a frame of zstd's that is skipped: what
+// is wrong with a blob under some digest does not go away by sending it again, as
+// places take it to be there, so that it is sent under another.
 //
 // # Lists
 //
-// A list is compressed by zstd too. Numbers are unsigned varints
+// A list is compressed by zstd too, and may begin with such a frame. Numbers are unsigned varints
 // (encoding/binary) unless said otherwise.
 //
 //	file    = "build-mount-1\n" packs entries content

@@ -60,7 +60,7 @@ func packWith(t testing.TB, dir string, o ReadOptions) packed {
 	defer s.Close()
 	var out packed
 	var packs [][]Chunk
-	p := NewPacker(t.TempDir(), func(p Pack) {
+	p := NewPacker(t.TempDir(), nil, func(p Pack) {
 		packs = append(packs, p.Chunks)
 		out.files = append(out.files, p.File)
 	})
@@ -85,7 +85,7 @@ func packWith(t testing.TB, dir string, o ReadOptions) packed {
 	if asked == nil {
 		l, err := s.List(packs)
 		if err == nil {
-			out.data, err = l.Encode()
+			out.data, err = l.Encode(nil)
 		}
 		if err != nil {
 			t.Fatal(err)

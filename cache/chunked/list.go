@@ -60,7 +60,8 @@ type List struct {
 func hasContent(c *tree.Change) bool { return c.Type() == unix.S_IFREG && c.HardLink == "" }
 
 // Encode is the bytes of a list that Decode would take; an error for any other.
-func (l *List) Encode() ([]byte, error) {
+// salt is as NewPacker's.
+func (l *List) Encode(salt []byte) ([]byte, error) {
 	if err := l.check(); err != nil {
 		return nil, err
 	}
@@ -101,7 +102,7 @@ func (l *List) Encode() ([]byte, error) {
 		return nil, err
 	}
 	defer z.Close()
-	b = z.EncodeAll(b, nil)
+	b = z.EncodeAll(b, salted(salt))
 	if len(b) > MaxList {
 		return nil, fmt.Errorf("a list of %d bytes, compressed; at most %d are taken", len(b), MaxList)
 	}

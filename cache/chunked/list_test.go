@@ -35,7 +35,7 @@ func sample() *List {
 }
 
 func TestListThereAndBack(t *testing.T) {
-	data, err := sample().Encode()
+	data, err := sample().Encode(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func TestListThereAndBack(t *testing.T) {
 	if err != nil || l.Size() != 35 || len(l.Entries) != 6 || len(l.Packs) != 2 || l.Content[4][1].First != 2 {
 		t.Fatalf("Decode = %+v, %v, want what was encoded", l, err)
 	}
-	again, err := l.Encode()
+	again, err := l.Encode(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func TestHostileLists(t *testing.T) {
 	for name, spoil := range tests {
 		l := sample()
 		spoil(l)
-		if _, err := l.Encode(); err == nil {
+		if _, err := l.Encode(nil); err == nil {
 			t.Errorf("%s: it is written", name)
 		}
 	}
@@ -152,7 +152,7 @@ func bomb(l *List) {
 // What check refuses in a value that was written here, Decode refuses in bytes:
 // the same function holds both. These are bytes that are no value at all.
 func TestHostileBytes(t *testing.T) {
-	data, err := sample().Encode()
+	data, err := sample().Encode(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +220,7 @@ func TestRestoreOverwritesNothing(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	data, err := sample().Encode()
+	data, err := sample().Encode(nil)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -237,7 +237,7 @@ func FuzzDecode(f *testing.F) {
 		if err != nil || l.check() != nil {
 			return
 		}
-		again, err := l.Encode()
+		again, err := l.Encode(nil)
 		if err != nil {
 			t.Fatalf("a list that was taken is not written: %v", err)
 		}

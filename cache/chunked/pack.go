@@ -3,6 +3,7 @@ package chunked
 import (
 	"bufio"
 	"crypto/sha256"
+	"encoding/binary"
 	"hash"
 	"io"
 	"os"
@@ -29,6 +30,7 @@ type Pack struct {
 // Packer collects chunks in packs. It is not safe for concurrent use.
 type Packer struct {
 	dir  string
+	salt []byte
 	done func(Pack)
 
 	pack  Pack
@@ -40,8 +42,21 @@ type Packer struct {
 }
 
 // NewPacker makes packs as files in the directory dir, and calls done for each
-// that is finished.
-func NewPacker(dir string, done func(Pack)) *Packer { return &Packer{dir: dir, done: done} }
+// that is finished. With salt they are other blobs than the same packs without it;
+// it may be nil.
+func NewPacker(dir string, salt []byte, done func(Pack)) *Packer {
+	return &Packer{dir: dir, salt: salt, done: done}
+}
+
+// salted is the beginning of a blob that salt makes another one: a frame of zstd's
+// that is skipped (RFC 8878, 3.1.2).
+func salted(salt []byte) []byte {
+	if len(salt) == 0 {
+		return nil
+	}
+	b := binary.LittleEndian.AppendUint32(nil, 0x184D2A50)
+	return append(binary.LittleEndian.AppendUint32(b, uint32(len(salt))), salt...)
+}
 
 // Add adds a chunk. data is not kept.
 func (p *Packer) Add(c Chunk, data []byte) error {
@@ -66,6 +81,7 @@ func (p *Packer) begin() (err error) {
 	}
 	p.pack, p.bytes, p.hash = Pack{File: p.f.Name()}, 0, sha256.New()
 	p.buf = bufio.NewWriterSize(io.MultiWriter(p.f, p.hash), 256<<10)
+	_, _ = p.buf.Write(salted(p.salt)) // into the buffer
 	if p.z != nil {
 		p.z.Reset(p.buf)
 		return nil

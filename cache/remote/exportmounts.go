@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +26,9 @@ type Mount struct {
 	// Used: a step of this build ran with it. Of one that was not used, what the
 	// cache has is kept: it may be newer than what is here.
 	Used bool
+	// Damaged: what a cache has of it was found to be damaged. All of it is sent, and
+	// as other blobs.
+	Damaged bool
 	// Hold holds the mount to be read, for which it waits so long; see
 	// cache.Store.HoldMount for its errors.
 	Hold func(ctx context.Context, wait time.Duration) (*cache.HeldMount, error)
@@ -118,7 +122,11 @@ func (e *export) mount(ctx context.Context, m Mount, before *Cache) (out *indexM
 		ok = false
 	}
 	x := &mountExport{export: e, Mount: m}
-	if ok {
+	if m.Damaged {
+		x.salt = make([]byte, 8)
+		rand.Read(x.salt) // never fails
+	}
+	if ok && !m.Damaged {
 		if err := x.known(ctx, before, stored); err != nil {
 			return nil, false, err
 		}
@@ -137,7 +145,7 @@ func (e *export) mount(ctx context.Context, m Mount, before *Cache) (out *indexM
 	if errors.Is(err, chunked.ErrTooLarge) {
 		text = fmt.Sprintf("the cache mount %s is left out of the cache: it has more than mounts-max-size=%s", m.ID, units.BytesSize(float64(e.o.Mounts.Limit)))
 	}
-	if ok {
+	if ok && !m.Damaged {
 		if out, err = e.keep(ctx, stored); err != nil {
 			return nil, false, err
 		}
@@ -230,6 +238,7 @@ func (e *export) elsewhere(ctx context.Context, id string) (*indexMount, error) 
 type mountExport struct {
 	*export
 	Mount
+	salt []byte // see chunked.NewPacker
 	old  []oldPack
 	in   map[chunked.Sum]int // which of old a chunk is in; fresh
 	size int64               // bytes of chunks that are new to the place
@@ -311,7 +320,7 @@ func (x *mountExport) run(ctx context.Context) (*indexMount, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := l.Encode()
+	data, err := l.Encode(x.salt)
 	if err != nil {
 		return nil, err
 	}

@@ -146,6 +146,31 @@ func TestLostBlobsOfMounts(t *testing.T) {
 	two.warned("the cache mount m is sent as a whole")
 }
 
+// What is damaged is sent again under other digests: a place takes those that it
+// has to be there.
+func TestDamagedMountIsMended(t *testing.T) {
+	for _, list := range []bool{true, false} {
+		_, place, _ := stored(t)
+		s, _ := opened(t, place).Mount("m")
+		bad := s.packs[0].Digest
+		if list {
+			bad = s.list.Digest
+		}
+		place.blobs[bad] = []byte("damaged")
+		m := newMachine(t)
+		dir, _ := m.mount("m", nil)
+		m.write(dir, "f", 1, 100_000) // what the cache had
+		o := m.options(true, "m")
+		o.Mounts.List[0].Damaged = true
+		if stats := m.export(place, o); len(stats) != 1 || stats[0].Sent < 100_000 {
+			t.Errorf("Export = %+v, want all to be sent", stats)
+		}
+		m.quiet()
+		back, _ := newMachine(t).mount("m", opened(t, place))
+		sameFiles(t, back, dir)
+	}
+}
+
 func TestMountIsCopiedFromAnotherCache(t *testing.T) {
 	_, from, dir := stored(t)
 	to := newMemory()

@@ -27,7 +27,7 @@ func (x *mountExport) newUpload(ctx context.Context) *upload {
 	ctx, cancel := context.WithCancel(ctx)
 	g, gctx := errgroup.WithContext(ctx)
 	u := &upload{x: x, group: g, cancel: cancel, slots: make(chan struct{}, uploads)}
-	u.packer = chunked.NewPacker(x.o.Temp, func(p chunked.Pack) {
+	u.packer = chunked.NewPacker(x.o.Temp, x.salt, func(p chunked.Pack) {
 		d := oci.Descriptor{MediaType: packType, Digest: p.Digest, Size: p.Size}
 		u.packs = append(u.packs, oldPack{Descriptor: d, chunks: p.Chunks})
 		u.files = append(u.files, p.File)

@@ -28,6 +28,8 @@ type mountUses struct {
 	// wrong with what the cache has: what a step made of an empty one is no
 	// substitute for that.
 	poor map[string]bool
+	// damaged are those, by id, of which a cache has something that is wrong.
+	damaged map[string]bool
 }
 
 type mountUse struct{ name, dir string }
@@ -91,7 +93,11 @@ func (j *job) restoreMount(ctx context.Context, id string, m llb.Mount, dir stri
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		poor = poor || !errors.Is(err, remote.ErrDamaged)
+		if errors.Is(err, remote.ErrDamaged) {
+			j.mounts.setDamaged(id)
+		} else {
+			poor = true
+		}
 		imports.warn("the cache mount begins empty: "+err.Error(), nil)
 		if err := clearDir(dir); err != nil {
 			return nil, err
@@ -110,6 +116,15 @@ func (u *mountUses) setPoor(id string) {
 		u.poor = map[string]bool{}
 	}
 	u.poor[id] = true
+}
+
+func (u *mountUses) setDamaged(id string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.damaged == nil {
+		u.damaged = map[string]bool{}
+	}
+	u.damaged[id] = true
 }
 
 func (j *job) restoreFrom(ctx context.Context, i *imported, m remote.StoredMount, dir string) (notes map[string][]byte, err error) {
@@ -211,7 +226,7 @@ func (j *job) mountOptions(ctx context.Context, choice remote.MountChoice, resul
 	}
 	for id := range names {
 		use, used := j.mounts.used[id]
-		o.List = append(o.List, remote.Mount{ID: id, Used: used && !j.mounts.poor[id], Hold: func(ctx context.Context, wait time.Duration) (*cache.HeldMount, error) {
+		o.List = append(o.List, remote.Mount{ID: id, Used: used && !j.mounts.poor[id], Damaged: j.mounts.damaged[id], Hold: func(ctx context.Context, wait time.Duration) (*cache.HeldMount, error) {
 			return j.Store.HoldMount(ctx, id, use.dir, wait)
 		}})
 	}
