@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -29,11 +30,18 @@ func (g *globals) open(ctx context.Context, driver, runtime string) (*builder.Bu
 	return builder.Open(ctx, root, builder.Options{Driver: driver, OCIRuntime: runtime, Registries: g.registryConfig})
 }
 
+// collectLateThenOften has no garbage collected before 16 MB have been allocated,
+// which is more than a cached build of some thousand files takes; from then on more
+// often than is usual, as what is held grows with the number of files.
+func collectLateThenOften() {
+	debug.SetGCPercent(400) // of 4 MB, at first
+	runtime.AddCleanup(new([64]byte), func(percent int) { debug.SetGCPercent(percent) }, 40)
+}
+
 // runBuild is where the command line ends and the builder begins.
 func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 	if os.Getenv("GOGC") == "" {
-		// What is held grows with the number of files; rather collect more often.
-		debug.SetGCPercent(40)
+		collectLateThenOften()
 	}
 	b, err := g.open(ctx, o.Driver, o.Steps.OCIRuntime)
 	if err != nil {
