@@ -76,7 +76,9 @@
 // process is gone: their lock can be had. Temporary names of records hold the
 // lease too, ".tmp-L-…", and go with it. A committed layer is deleted by
 // RemoveLayer: metadata first, so that every process sees it gone before its
-// files are. A record whose layers are gone is a miss.
+// files are. A record whose layers are gone is a miss. What any process may delete
+// at any time is a repository below git/ whose lock it has, other downloads, and
+// files below stats, places and results: they save work, or explain.
 //
 // # Versions
 //

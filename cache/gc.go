@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,15 +27,22 @@ const (
 
 // Item is something that takes room in the state directory.
 type Item struct {
-	Kind     string    `json:"kind"`
-	ID       string    `json:"id"`
-	Size     int64     `json:"size"` // bytes on the disk; a file with several names counts once, for the first item that has it
+	Kind string `json:"kind"`
+	ID   string `json:"id"`
+	// Size is the bytes that it takes on the disk. A file that several items have
+	// counts once, for the one that would be removed last.
+	Size int64 `json:"size"`
+	// Shared is how many bytes of Size serve several: files that other items have
+	// too, and all of a layer that several images or containers need.
+	Shared   int64     `json:"shared,omitempty"`
 	LastUsed time.Time `json:"lastUsed,omitzero"`
 	// Needed says what needs it: an image, a container, a build that runs. It
 	// can be removed where that is empty.
 	Needed string `json:"needed,omitempty"`
 
 	remove func(context.Context) error
+	paths  []string
+	users  int // how many images and containers need it
 }
 
 // PruneOptions say what Prune removes. The zero value removes layers and
@@ -47,9 +53,15 @@ type PruneOptions struct {
 	Keep      int64         // stop when no more bytes than these are used; 0: remove all that may go
 	Kinds     []string      // only these; empty: as All says
 	DryRun    bool          // tell, and remove nothing
-	// Wanted says what needs the layer id beside builds that run: "" if nothing
-	// does. nil: nothing needs any.
-	Wanted func(id string) string
+	// Wanted lists what needs the layer id beside builds that run. nil: nothing
+	// needs any.
+	Wanted func(id string) []string
+}
+
+// Pruned is what a Prune came to.
+type Pruned struct {
+	Items []Item // that were removed, or would have been
+	Left  int64  // bytes that the state directory takes now
 }
 
 // gcLock is held shared while something is marked as used, and alone while
@@ -118,9 +130,9 @@ func (s *Store) running(others bool) time.Time {
 
 // Usage lists all that takes room. The sizes add up to what du(1) says of the
 // directory. wanted is as in PruneOptions.
-func (s *Store) Usage(ctx context.Context, wanted func(id string) string) ([]Item, error) {
-	u := usage{store: s, ctx: ctx, wanted: wanted, since: s.running(false), seen: map[inode]bool{}}
-	for _, list := range []func() error{u.layers, u.mounts, u.downloads} {
+func (s *Store) Usage(ctx context.Context, wanted func(id string) []string) ([]Item, error) {
+	u := usage{store: s, ctx: ctx, wanted: wanted, since: s.running(false), seen: map[inode]int{}}
+	for _, list := range []func() error{u.layers, u.mounts, u.downloads, u.measureItems} {
 		if err := list(); err != nil {
 			return nil, fmt.Errorf("measure state directory: %w", err)
 		}
@@ -149,14 +161,20 @@ type inode struct{ dev, ino uint64 }
 type usage struct {
 	store  *Store
 	ctx    context.Context
-	wanted func(string) string
+	wanted func(string) []string
 	since  time.Time
-	seen   map[inode]bool // what has been counted
+	seen   map[inode]int // what has been counted, and for which of items; or one of the constants below
 	items  []Item
 }
 
-// size is the room that paths take, of what has not been counted yet.
-func (u *usage) size(paths ...string) (int64, error) {
+const (
+	nobodys  = -1 // it is no item's
+	isShared = -2 // it is an item's, and counts as shared there
+)
+
+// size is the room that paths take, of what has not been counted yet. It counts
+// for the item with the number of.
+func (u *usage) size(of int, paths ...string) (int64, error) {
 	var total int64
 	for _, p := range paths {
 		err := filepath.WalkDir(p, func(path string, d fs.DirEntry, err error) error {
@@ -174,10 +192,14 @@ func (u *usage) size(paths ...string) (int64, error) {
 				return nil
 			}
 			key := inode{st.Dev, st.Ino}
-			if u.seen[key] {
+			if owner, ok := u.seen[key]; ok {
+				if owner >= 0 && of >= 0 && owner != of {
+					u.items[owner].Shared += st.Blocks * 512
+					u.seen[key] = isShared
+				}
 				return nil
 			}
-			u.seen[key] = true
+			u.seen[key] = of
 			total += st.Blocks * 512
 			return nil
 		})
@@ -193,17 +215,49 @@ func (u *usage) measure(names ...string) (int64, error) {
 	for _, n := range names {
 		paths = append(paths, filepath.Join(u.store.dir, n))
 	}
-	return u.size(paths...)
+	return u.size(nobodys, paths...)
 }
 
-func (u *usage) add(kind, id string, used time.Time, needed string, remove func(context.Context) error, paths ...string) error {
-	size, err := u.size(paths...)
-	if needed == "" && !used.Before(u.since) {
-		needed = "a build that runs"
+// add lists what lies at paths, to be measured by measureItems.
+func (u *usage) add(i Item, remove func(context.Context) error, paths ...string) {
+	if i.Needed == "" && !i.LastUsed.Before(u.since) {
+		i.Needed = "a build that runs"
 	}
-	u.items = append(u.items, Item{Kind: kind, ID: id, Size: size, LastUsed: used, Needed: needed, remove: remove})
-	return err
+	i.remove, i.paths = remove, paths
+	u.items = append(u.items, i)
 }
+
+// measureItems measures what is listed, what would be removed first last: so a
+// file that lies in several layers counts for the one with which it would go.
+func (u *usage) measureItems() error {
+	order := make([]int, len(u.items))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return byUse(u.items[a], u.items[b]) })
+	slices.Reverse(order)
+	for _, needed := range []bool{true, false} {
+		for _, n := range order {
+			if (u.items[n].Needed != "") != needed {
+				continue
+			}
+			size, err := u.size(n, u.items[n].paths...)
+			if err != nil {
+				return err
+			}
+			u.items[n].Size = size
+		}
+	}
+	for n := range u.items {
+		if i := &u.items[n]; i.users > 1 {
+			i.Shared = i.Size
+		}
+	}
+	return nil
+}
+
+// byUse orders items as Prune removes them: used longest ago first.
+func byUse(a, b Item) int { return a.LastUsed.Compare(b.LastUsed) }
 
 func (u *usage) layers() error {
 	s := u.store
@@ -217,16 +271,25 @@ func (u *usage) layers() error {
 		if err != nil {
 			continue // being made, or being removed
 		}
-		needed := ""
+		i := Item{Kind: KindLayer, ID: id, LastUsed: st.ModTime()}
 		if u.wanted != nil {
-			needed = u.wanted(id)
+			by := u.wanted(id)
+			i.users, i.Needed = len(by), neededBy(by)
 		}
 		collect := func(ctx context.Context) error { return s.collectLayer(ctx, id, u.since) }
-		if err := u.add(KindLayer, id, st.ModTime(), needed, collect, s.driver.Dir(id), s.layerDir(id)); err != nil {
-			return err
-		}
+		u.add(i, collect, s.driver.Dir(id), s.layerDir(id))
 	}
 	return nil
+}
+
+func neededBy(who []string) string {
+	switch len(who) {
+	case 0:
+		return ""
+	case 1:
+		return who[0]
+	}
+	return fmt.Sprintf("%s and %d more", who[0], len(who)-1)
 }
 
 // collectLayer removes a layer unless it has been used since it was found
@@ -249,52 +312,26 @@ func (s *Store) collectLayer(ctx context.Context, id string, since time.Time) er
 	return s.RemoveLayer(ctx, id)
 }
 
-func (u *usage) downloads() error {
-	for _, kind := range []string{"http", "git"} {
-		dir := filepath.Join(u.store.dir, kind)
-		list, err := os.ReadDir(dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		for _, e := range list {
-			path := filepath.Join(dir, e.Name())
-			st, err := os.Lstat(path)
-			if err != nil || strings.HasSuffix(path, ".lock") {
-				continue
-			}
-			remove := func(context.Context) error { return os.RemoveAll(path) }
-			if err := u.add(KindDownload, kind+"/"+e.Name(), st.ModTime(), "", remove, path); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
 // Prune removes what nothing needs, what was used longest ago first, and returns
 // what it removed. What a process that runs has used is left alone; so is what
 // fails to be removed, whose errors are joined.
-func (s *Store) Prune(ctx context.Context, o PruneOptions) (removed []Item, err error) {
+func (s *Store) Prune(ctx context.Context, o PruneOptions) (p Pruned, err error) {
 	unlock, err := s.Lock(ctx, "prune")
 	if err != nil {
-		return nil, err
+		return p, err
 	}
 	defer unlock()
 	items, err := s.Usage(ctx, o.Wanted)
 	if err != nil {
-		return nil, err
+		return p, err
 	}
-	var total int64
 	for _, i := range items {
-		total += i.Size
+		p.Left += i.Size
 	}
-	slices.SortStableFunc(items, func(a, b Item) int { return a.LastUsed.Compare(b.LastUsed) })
+	slices.SortStableFunc(items, byUse)
 	var errs []error
 	for _, i := range items {
-		if o.Keep > 0 && total <= o.Keep {
+		if o.Keep > 0 && p.Left <= o.Keep {
 			break
 		}
 		if i.remove == nil || i.Needed != "" || !o.selects(i, s.now()) {
@@ -310,13 +347,16 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) (removed []Item, err 
 				continue
 			}
 		}
-		total -= i.Size
-		removed = append(removed, i)
+		p.Left -= i.Size
+		p.Items = append(p.Items, i)
 	}
-	if !o.DryRun && (len(removed) > 0 || o.All) {
+	if !o.DryRun && (len(p.Items) > 0 || o.All) {
 		s.dropRecords(o.All)
 	}
-	return removed, errors.Join(errs...)
+	if !o.DryRun {
+		s.dropStale()
+	}
+	return p, errors.Join(errs...)
 }
 
 func (o PruneOptions) selects(i Item, now time.Time) bool {
@@ -327,53 +367,4 @@ func (o PruneOptions) selects(i Item, now time.Time) bool {
 		return slices.Contains(o.Kinds, i.Kind)
 	}
 	return o.All || i.Kind != KindMount
-}
-
-// dropRecords removes the records of steps and chains whose layers are gone, and
-// the listings and results that nothing refers to; with all, also those of imported steps
-// whose layers have not been fetched. Places stay: they say when a result was
-// there.
-func (s *Store) dropRecords(all bool) {
-	listed := map[string]bool{}
-	places, _ := filepath.Glob(filepath.Join(s.dir, "places", "*"))
-	for _, path := range places {
-		var p place
-		if readRecord(path, &p) != nil {
-			continue
-		}
-		for _, part := range p.Parts {
-			if _, hex, ok := strings.Cut(part.Value, ":"); ok {
-				listed[hex] = true
-			}
-		}
-	}
-	steps, _ := filepath.Glob(filepath.Join(s.dir, "steps", "*", "*"))
-	for _, path := range steps {
-		var r Record
-		if readRecord(path, &r) != nil {
-			continue // Step says so when it is asked for it
-		}
-		for _, l := range r.Layers {
-			if _, err := os.Lstat(s.layerPath(s.presentAs(l))); err != nil && (l.Blob == nil || all) {
-				os.Remove(path)
-				break
-			}
-		}
-	}
-	chains, _ := filepath.Glob(filepath.Join(s.dir, "chains", "*"))
-	for _, path := range chains {
-		var b built
-		if readRecord(path, &b) != nil {
-			continue
-		}
-		if _, err := os.Lstat(s.layerPath(b.Layer)); err != nil {
-			os.Remove(path)
-		}
-	}
-	listings, _ := filepath.Glob(filepath.Join(s.dir, "listings", "*"))
-	for _, path := range listings {
-		if !listed[filepath.Base(path)] && tempOwner(path) == "" {
-			os.Remove(path)
-		}
-	}
 }

@@ -4,10 +4,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/internal/oci"
 )
@@ -44,11 +47,11 @@ func TestPrune(t *testing.T) {
 		{"all that nothing needs", func(_, _, _ string) PruneOptions { return PruneOptions{} }, "old older new"},
 		{"older than", func(_, _, _ string) PruneOptions { return PruneOptions{OlderThan: 3 * time.Hour} }, "older"},
 		{"wanted", func(old, _, _ string) PruneOptions {
-			return PruneOptions{Wanted: func(id string) string {
+			return PruneOptions{Wanted: func(id string) []string {
 				if id == old {
-					return "image x"
+					return []string{"image x"}
 				}
-				return ""
+				return nil
 			}}
 		}, "older new"},
 		{"another kind", func(_, _, _ string) PruneOptions { return PruneOptions{Kinds: []string{KindMount}} }, ""},
@@ -186,7 +189,7 @@ func TestUsageIsTrue(t *testing.T) {
 	if diff := total - du; diff > du/50 || diff < -du/50 {
 		t.Errorf("Usage adds up to %d, du says %d", total, du)
 	}
-	if got, err := s.Prune(t.Context(), PruneOptions{All: true, Kinds: []string{KindMount}}); err != nil || len(got) != 1 {
+	if got, err := s.Prune(t.Context(), PruneOptions{All: true, Kinds: []string{KindMount}}); err != nil || len(got.Items) != 1 {
 		// It was used since this process began: by this process, which let go of it.
 		if _, serr := os.Lstat(mount); serr != nil {
 			t.Errorf("Prune of mounts = %v, %v", got, err)
@@ -210,7 +213,7 @@ func TestPruneUnfinishedMounts(t *testing.T) {
 	prune := func(left int) {
 		t.Helper()
 		removed, err := s.Prune(t.Context(), PruneOptions{})
-		if err != nil || len(unfinished()) != left || len(removed) != 1-left {
+		if err != nil || len(unfinished()) != left || len(removed.Items) != 1-left {
 			t.Errorf("Prune = %v, %v, and leaves %v, want it to leave %d", removed, err, unfinished(), left)
 		}
 	}
@@ -227,4 +230,171 @@ func TestPruneUnfinishedMounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	prune(0)
+}
+
+// A file that several layers have counts for the one with which it would go, and
+// is free only when all of them are.
+func TestUsageOfSharedFiles(t *testing.T) {
+	dir := t.TempDir()
+	first := open(t, dir)
+	link := func(from, to string) {
+		t.Helper()
+		path := filepath.Join(first.driver.Dir(to), "big")
+		if err := os.Link(filepath.Join(first.driver.Dir(from), "big"), path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var ids []string
+	for i := range 3 {
+		ids = append(ids, commit(t, first, nil, files{{"/own", strings.Repeat(strconv.Itoa(i), 10_000)}}).ID)
+	}
+	if err := os.WriteFile(filepath.Join(first.driver.Dir(ids[0]), "big"), make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	link(ids[0], ids[1])
+	link(ids[0], ids[2])
+	first.Close(t.Context())
+
+	tests := []struct {
+		name    string
+		ages    [3]time.Duration // since the last use, in hours
+		needed  map[int][]string
+		has     int // which counts the file
+		shared  int // which have something that serves several, as bits
+		removed int // by a Prune, as bits
+	}{
+		{"what was used last has it", [3]time.Duration{3, 1, 2}, nil, 1, 0b010, 0b111},
+		{"first of all the one that is needed", [3]time.Duration{3, 1, 2}, map[int][]string{0: {"image a"}}, 0, 0b001, 0b110},
+		{"needed by several", [3]time.Duration{1, 2, 3}, map[int][]string{1: {"image a"}, 2: {"image a", "image b"}}, 1, 0b110, 0b001},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			for i, id := range ids {
+				age(t, first, id, tt.ages[i]*time.Hour)
+			}
+			wanted := func(id string) []string {
+				for i := range ids {
+					if ids[i] == id {
+						return tt.needed[i]
+					}
+				}
+				return nil
+			}
+			s := open(t, dir)
+			items, err := s.Usage(t.Context(), wanted)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, id := range ids {
+				for _, item := range items {
+					if item.ID != id {
+						continue
+					}
+					if got, want := item.Size >= 1<<20, i == tt.has; got != want {
+						t.Errorf("layer %d has the file: %v (%d bytes), want %v", i, got, item.Size, want)
+					}
+					if got, want := item.Shared > 0, tt.shared>>i&1 == 1; got != want {
+						t.Errorf("layer %d is shared: %v (%d bytes), want %v", i, got, item.Shared, want)
+					}
+				}
+			}
+			p, err := s.Prune(t.Context(), PruneOptions{Wanted: wanted, DryRun: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, id := range ids {
+				got := slices.ContainsFunc(p.Items, func(item Item) bool { return item.ID == id })
+				if want := tt.removed>>i&1 == 1; got != want {
+					t.Errorf("Prune removes layer %d: %v, want %v", i, got, want)
+				}
+			}
+		})
+	}
+}
+
+// A download is as old as its last use, whatever time its server gave it, and a
+// repository that is being used does not go.
+func TestPruneDownloads(t *testing.T) {
+	s := open(t, t.TempDir())
+	old := time.Now().Add(-1000 * time.Hour)
+	for _, name := range []string{"http/a-sha256-1", "git/b.git/HEAD", "git/b.lock"} {
+		path := filepath.Join(s.dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, old, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	prune := func(o PruneOptions, want int) {
+		t.Helper()
+		p, err := s.Prune(t.Context(), o)
+		if err != nil || len(p.Items) != want {
+			t.Errorf("Prune(%+v) = %+v, %v, want %d items", o, p.Items, err, want)
+		}
+	}
+	prune(PruneOptions{}, 0) // used while this process runs
+
+	time.Sleep(20 * time.Millisecond)
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, s.dir)
+	prune(PruneOptions{OlderThan: time.Hour}, 0)
+	release, err := holdFile(t.Context(), filepath.Join(s.dir, "git/b.lock"), unix.LOCK_EX, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prune(PruneOptions{}, 1)
+	release()
+	prune(PruneOptions{}, 1)
+	for _, name := range []string{"http/a-sha256-1", "git/b.git"} {
+		if _, err := os.Lstat(filepath.Join(s.dir, name)); err == nil {
+			t.Errorf("%s is there, want it removed", name)
+		}
+	}
+}
+
+// Records that nothing else removes go when they are old; that of a place whose
+// step is still known does not.
+func TestPruneStale(t *testing.T) {
+	s := open(t, t.TempDir())
+	put(t, s, Record{Key: key("a"), Place: "kept", Layers: []oci.Layer{}})
+	put(t, s, Record{Key: key("b"), Place: "gone", Layers: []oci.Layer{}})
+	if err := os.Remove(s.stepPath(key("b"))); err != nil {
+		t.Fatal(err)
+	}
+	id, err := s.PutResult([]byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	prune := func(want ...string) {
+		t.Helper()
+		if _, err := s.Prune(t.Context(), PruneOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, place := range []string{"kept", "gone"} {
+			if _, err := s.Last(place); err == nil {
+				got = append(got, place)
+			}
+		}
+		if _, err := s.Result(id.String()); err == nil {
+			got = append(got, "result")
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("Prune leaves %q, want %q", got, want)
+		}
+	}
+	prune("kept", "gone", "result")
+	old := time.Now().Add(-staleAfter)
+	for _, path := range []string{s.placePath("kept"), s.placePath("gone"), filepath.Join(s.dir, "results", id.Encoded())} {
+		if err := os.Chtimes(path, old, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	prune("kept")
 }

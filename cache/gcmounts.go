@@ -30,9 +30,8 @@ func (u *usage) mounts() error {
 				mount := filepath.Join(home, number)
 				// What a killed process was making of the mount, or removing.
 				used, needed := lastHeld(mount + ".lock")
-				if err := u.add(KindOther, "unfinished cache mount "+string(name), used, needed, func(context.Context) error { return collectUnfinished(mount, dir) }, dir); err != nil {
-					return err
-				}
+				u.add(Item{Kind: KindOther, ID: "unfinished cache mount " + string(name), LastUsed: used, Needed: needed},
+					func(context.Context) error { return collectUnfinished(mount, dir) }, dir)
 				continue
 			}
 			used, needed := lastHeld(dir + ".lock")
@@ -40,9 +39,8 @@ func (u *usage) mounts() error {
 			for _, n := range notes() {
 				paths = append(paths, dir+"."+n)
 			}
-			if err := u.add(KindMount, string(name), used, needed, func(context.Context) error { return collectMount(dir) }, paths...); err != nil {
-				return err
-			}
+			u.add(Item{Kind: KindMount, ID: string(name), LastUsed: used, Needed: needed},
+				func(context.Context) error { return collectMount(dir) }, paths...)
 		}
 	}
 	return err

@@ -53,7 +53,8 @@ images that have no name any more. What was used longest ago goes first.
 
 After a build this happens by itself, once a day or when the disk is nearly full,
 down to BUILD_KEEP_STORAGE (such as 20GB, or "off"); by default to a fifth of the
-file system, and at least 10GB.`,
+file system, and at least 10GB. Where that is not enough, blobs of images without
+a name and cache mounts go too that have not been used for a day.`,
 		Example: `  build prune --keep 20GB
   build prune --older-than 168h
   build prune --all --filter type=mount`,
@@ -127,8 +128,9 @@ func newDuCommand(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "du [flags]",
 		Short: "Say what takes room in the state directory",
-		Long: `Say what takes room in the state directory, by kind, and how much of it 'build
-prune --all' could free. The sum is that of du(1).`,
+		Long: `Say what takes room in the state directory, by kind; how much of it serves
+several images, containers or steps; and how much 'build prune --all' could free.
+The sum is that of du(1).`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if format != "text" && format != "json" {
@@ -158,35 +160,36 @@ prune --all' could free. The sum is that of du(1).`,
 func printUsage(w io.Writer, items []cache.Item, verbose bool) error {
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	if verbose {
-		fmt.Fprintln(t, "TYPE\tID\tSIZE\tLAST USED\tNEEDED BY")
+		fmt.Fprintln(t, "TYPE\tID\tSIZE\tSHARED\tLAST USED\tNEEDED BY")
 		for _, i := range items {
 			used := ""
 			if !i.LastUsed.IsZero() {
 				used = units.HumanDuration(time.Since(i.LastUsed)) + " ago"
 			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", i.Kind, i.ID, units.HumanSize(float64(i.Size)), used, i.Needed)
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", i.Kind, i.ID, units.HumanSize(float64(i.Size)), units.HumanSize(float64(i.Shared)), used, i.Needed)
 		}
 		fmt.Fprintln(t)
 	}
-	fmt.Fprintln(t, "TYPE\tCOUNT\tSIZE\tRECLAIMABLE")
-	var total, free int64
+	fmt.Fprintln(t, "TYPE\tCOUNT\tSIZE\tSHARED\tRECLAIMABLE")
+	var total, common, free int64
 	for _, kind := range []string{cache.KindLayer, cache.KindMount, cache.KindDownload, cache.KindRecord, cache.KindImage, cache.KindOther} {
 		var n int
-		var size, reclaimable int64
+		var size, shared, reclaimable int64
 		for _, i := range items {
 			if i.Kind != kind {
 				continue
 			}
 			n++
 			size += i.Size
+			shared += i.Shared
 			if i.Needed == "" {
 				reclaimable += i.Size
 			}
 		}
-		total, free = total+size, free+reclaimable
-		fmt.Fprintf(t, "%s\t%d\t%s\t%s\n", kind, n, units.HumanSize(float64(size)), units.HumanSize(float64(reclaimable)))
+		total, common, free = total+size, common+shared, free+reclaimable
+		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\n", kind, n, units.HumanSize(float64(size)), units.HumanSize(float64(shared)), units.HumanSize(float64(reclaimable)))
 	}
-	fmt.Fprintf(t, "total\t\t%s\t%s\n", units.HumanSize(float64(total)), units.HumanSize(float64(free)))
+	fmt.Fprintf(t, "total\t\t%s\t%s\t%s\n", units.HumanSize(float64(total)), units.HumanSize(float64(common)), units.HumanSize(float64(free)))
 	return t.Flush()
 }
 

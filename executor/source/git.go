@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -108,6 +109,8 @@ func (g *Git) fetched(ctx context.Context, s llb.Source) (_ *gitCommand, unlock 
 	}()
 	c := g.command(s.Ref)
 	c.gitDir = g.key(s.Ref) + ".git"
+	now := time.Now()
+	_ = os.Chtimes(c.gitDir, now, now) // where it is here: garbage is what was used longest ago
 	if g.o.Offline {
 		if !c.has(ctx, commit) {
 			err = fmt.Errorf("git %s: commit %s is not here, and the remote is not asked (offline)", redact(s.Ref), commit)

@@ -132,6 +132,7 @@ func (h *HTTP) open(ctx context.Context, s llb.Source) (c Content, err error) {
 		return c, fmt.Errorf("download %s: %w", redact(s.Ref), err)
 	}
 	defer in.Close()
+	_ = h.touch(s.Ref, s.Digest) // it may be gone by now, and is open
 	temp, err := h.temp()
 	if err != nil {
 		return c, err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,7 @@ import (
 type PruneResult struct {
 	Items []cache.Item
 	Blobs image.Pruned // of the image store: what no image refers to
+	Left  int64        // bytes that the state directory takes now
 }
 
 // Bytes is the room that was freed.
@@ -43,9 +45,11 @@ func (b *Builder) Prune(ctx context.Context, o cache.PruneOptions, pinned []stri
 		return PruneResult{}, err
 	}
 	var r PruneResult
-	r.Items, err = b.Store.Prune(ctx, o)
+	p, err := b.Store.Prune(ctx, o)
+	r.Items, r.Left = p.Items, p.Left
 	if err == nil && o.All && !o.DryRun && len(o.Kinds) == 0 {
 		r.Blobs, err = b.Images.Prune(ctx, blobGrace, nil)
+		r.Left -= r.Blobs.Bytes
 	}
 	return r, err
 }
@@ -61,10 +65,10 @@ func (b *Builder) Usage(ctx context.Context, pinned []string) ([]cache.Item, err
 
 // wanted tells of a layer what needs it: a container, or an image of the store,
 // which has no other copy of what was built here.
-func (b *Builder) wanted(pinned []string) (func(id string) string, error) {
-	need := map[string]string{}
+func (b *Builder) wanted(pinned []string) (func(id string) []string, error) {
+	need := map[string][]string{}
 	for _, id := range pinned {
-		need[id] = "a container"
+		need[id] = append(need[id], "a container")
 	}
 	list, err := b.Images.List()
 	if err != nil {
@@ -88,13 +92,13 @@ func (b *Builder) wanted(pinned []string) (func(id string) string, error) {
 			if err != nil {
 				continue
 			}
-			b.need(need, m.Layers, img.RootFS.DiffIDs, "image "+name)
+			b.need(need, m.Layers, img.RootFS.DiffIDs, name)
 		}
 	}
-	return func(id string) string { return need[id] }, nil
+	return func(id string) []string { return need[id] }, nil
 }
 
-func (b *Builder) need(need map[string]string, blobs []oci.Descriptor, diffIDs []oci.Digest, by string) {
+func (b *Builder) need(need map[string][]string, blobs []oci.Descriptor, diffIDs []oci.Digest, name string) {
 	var chain oci.Digest
 	for i, d := range diffIDs {
 		chain = oci.ChainID(chain, d)
@@ -102,7 +106,10 @@ func (b *Builder) need(need map[string]string, blobs []oci.Descriptor, diffIDs [
 			continue // has a blob of its own
 		}
 		if built, ok := b.Store.Built(chain); ok {
-			need[cmp.Or(built.Source, built.ID)] = by
+			id := cmp.Or(built.Source, built.ID)
+			if by := "image " + name; !slices.Contains(need[id], by) { // it has several platforms
+				need[id] = append(need[id], by)
+			}
 		}
 	}
 }
@@ -113,11 +120,14 @@ const (
 	leastBound  = 10 << 30 // but so many bytes in any case
 	freeOfDisk  = 20       // one part in so many is to stay free
 	pruneEvery  = 24 * time.Hour
+	mountGrace  = 24 * time.Hour // how long no cache mount goes after its use
 )
 
 // AutoPrune is called after a build. Once a day, or whenever the disk is nearly
 // full, it removes what was used longest ago until the state directory is within
 // its bound: keep bytes, or for 0 a fifth of its file system and at least 10 GiB.
+// Where results of steps and downloads are not enough, the blobs of images without
+// a name go too, and then cache mounts, of both what has been unused for a day.
 func (b *Builder) AutoPrune(ctx context.Context, keep int64, pinned []string) (PruneResult, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(b.Store.Dir(), &st); err != nil {
@@ -151,7 +161,26 @@ func (b *Builder) AutoPrune(ctx context.Context, keep int64, pinned []string) (P
 		}
 		keep = min(keep, max(used-(size/freeOfDisk-free), 1))
 	}
-	return b.Prune(ctx, cache.PruneOptions{Keep: keep}, pinned)
+	return b.pruneTo(ctx, keep, pinned)
+}
+
+// pruneTo prunes until no more than keep bytes are left, what is made anew most
+// easily first.
+func (b *Builder) pruneTo(ctx context.Context, keep int64, pinned []string) (PruneResult, error) {
+	r, err := b.Prune(ctx, cache.PruneOptions{Keep: keep}, pinned)
+	if err != nil || r.Left <= keep {
+		return r, err
+	}
+	if r.Blobs, err = b.Images.Prune(ctx, image.Grace, nil); err != nil {
+		return r, err
+	}
+	if r.Left -= r.Blobs.Bytes; r.Left <= keep {
+		return r, nil
+	}
+	mounts := cache.PruneOptions{Keep: keep, Kinds: []string{cache.KindMount}, OlderThan: mountGrace}
+	m, err := b.Prune(ctx, mounts, pinned)
+	r.Items, r.Left = append(r.Items, m.Items...), m.Left
+	return r, err
 }
 
 // Mend is Check that drops what is damaged: it is made, or fetched, anew when it
