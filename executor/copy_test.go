@@ -46,6 +46,8 @@ func TestCopy(t *testing.T) {
 			[]string{"/a 0644 0:0 1"}, ""},
 		{"too large a number too", []string{"a 1"}, []llb.Copy{{Sources: []string{"/a"}, Dest: "/a", Owner: "2147483648:4294967296"}},
 			[]string{"/a 0644 0:0 1"}, ""},
+		{"an empty group is root", []string{"a 1"}, []llb.Copy{{Sources: []string{"/a"}, Dest: "/a", Owner: "user:"}},
+			[]string{"/a 0644 7:0 1"}, ""},
 		{"group alone", []string{"a 1"}, []llb.Copy{{Sources: []string{"/a"}, Dest: "/a", Owner: ":staff"}},
 			[]string{"/a 0644 0:50 1"}, ""},
 		{"octal mode, parents too", []string{"a 1"}, []llb.Copy{{Sources: []string{"/a"}, Dest: "/x/a", Mode: "4711"}},

@@ -46,8 +46,8 @@ func missing(err error) bool {
 }
 
 // owner looks up an Owner in the tree. As in BuildKit a user's group is its
-// number (or its passwd entry's), a name that is not known is root, and no name
-// can be looked up where there is no tree.
+// number (or its passwd entry's), a name that is not known or empty is root, and
+// no name can be looked up where there is no tree.
 func (e *edit) owner(o llb.Owner) (*owner, error) {
 	if o == "" {
 		return &owner{}, nil
@@ -67,7 +67,7 @@ func (e *edit) owner(o llb.Owner) (*owner, error) {
 	if !hasGroup {
 		return &who, nil
 	}
-	if id, ok := parseID(group); ok {
+	if id, ok := parseID(group); ok || group == "" {
 		who.gid = id
 		return &who, nil
 	}
