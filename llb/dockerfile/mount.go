@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 
@@ -50,7 +51,26 @@ func (x *step) mounts(s state, c *instructions.RunCommand, op llb.Exec, inputs [
 		}
 		op.Mounts = append(op.Mounts, out)
 	}
+	slices.SortStableFunc(op.Mounts, inOrder)
 	return op, inputs, nil
+}
+
+// inOrder is the order in which BuildKit mounts: trees by their targets, so that
+// none hides another that is below it, then secrets, then sockets.
+func inOrder(a, b llb.Mount) int {
+	rank := func(m llb.Mount) int {
+		switch m.Type {
+		case llb.MountSecret:
+			return 1
+		case llb.MountSSH:
+			return 2
+		}
+		return 0
+	}
+	if c := cmp.Compare(rank(a), rank(b)); c != 0 || rank(a) > 0 {
+		return c
+	}
+	return cmp.Compare(a.Target, b.Target)
 }
 
 // treeMount is a bind, cache or tmpfs mount, without its input.

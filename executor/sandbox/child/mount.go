@@ -270,16 +270,18 @@ func (r *rootfs) mountFD(fd int, target string) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return fmt.Errorf("%s: %w", target, err)
 	}
-	at, err := r.mountPoint(target, st.Mode&unix.S_IFMT == unix.S_IFDIR)
+	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	at, err := r.mountPoint(target, isDir)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(at)
 	if err := attach(fd, at, ""); err != nil {
-		if errors.Is(err, unix.ENOTDIR) {
+		// The kernel says no more than EINVAL.
+		if e := unix.Fstat(at, &st); e == nil && isDir != (st.Mode&unix.S_IFMT == unix.S_IFDIR) {
 			err = errors.New("a directory cannot be mounted on a file, nor a file on a directory")
 		}
-		return fmt.Errorf("mount %s: %w", target, err)
+		return fmt.Errorf("%s: %w", target, err)
 	}
 	return nil
 }
