@@ -232,7 +232,7 @@ func (f *buildFlags) steps(o *buildOptions) (err error) {
 	if o.Steps.ShmSize, err = parseSize("shm-size", f.shmSize); err != nil {
 		return err
 	}
-	if o.Steps.Memory, err = parseSize("memory", f.memory); err != nil {
+	if o.Steps.Memory, err = parseMemory(f.memory); err != nil {
 		return err
 	}
 	o.Steps.CPUs, err = parseCPUs(f.cpus)

@@ -120,13 +120,25 @@ func parseSize(flag, v string) (int64, error) {
 	return n, nil
 }
 
-// parseCPUs reads a number of processors, "" for no limit.
+// minMemory is the least memory that a process is started in, as with Docker.
+const minMemory = 6 << 20
+
+// parseMemory reads a limit of memory, "" and 0 for none.
+func parseMemory(v string) (int64, error) {
+	n, err := parseSize("memory", v)
+	if err == nil && n > 0 && n < minMemory {
+		return 0, fmt.Errorf("--memory %q: no process starts in less than 6m; want a size, such as 512m", v)
+	}
+	return n, err
+}
+
+// parseCPUs reads a number of processors, "" and 0 for no limit.
 func parseCPUs(v string) (float64, error) {
 	if v == "" {
 		return 0, nil
 	}
 	n, err := strconv.ParseFloat(v, 64)
-	if err != nil || !(n > 0 && n < 1<<20) {
+	if err != nil || !(n >= 0 && n < 1<<20) {
 		return 0, fmt.Errorf("--cpus %q: want a number of processors, such as 1.5", v)
 	}
 	return n, nil

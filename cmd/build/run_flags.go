@@ -140,7 +140,7 @@ func (o *runOptions) container(args []string) (c container.Options, err error) {
 		}
 		c.Network.Hosts = append(c.Network.Hosts, network.HostEntry(h))
 	}
-	if c.Resources.Memory, err = parseSize("memory", o.memory); err != nil {
+	if c.Resources.Memory, err = parseMemory(o.memory); err != nil {
 		return c, err
 	}
 	c.Resources.CPUs, err = parseCPUs(o.cpus)
