@@ -48,7 +48,8 @@ func call(ctx context.Context, conn *net.UnixConn, req request) (response, error
 	return resp, err
 }
 
-// Kill sends a signal to a container's process.
+// Kill sends a signal to a container's process. With SIGKILL it returns when the
+// container has ended.
 func (cs *Containers) Kill(ctx context.Context, name string, sig syscall.Signal) error {
 	info, conn, err := cs.running(ctx, name)
 	if err != nil {
@@ -58,7 +59,11 @@ func (cs *Containers) Kill(ctx context.Context, name string, sig syscall.Signal)
 	if _, err := call(ctx, conn, request{Op: "kill", Signal: int(sig)}); err != nil {
 		return fmt.Errorf("signal container %s: %w", info.Name, err)
 	}
-	return nil
+	if sig != syscall.SIGKILL {
+		return nil
+	}
+	_, err = cs.Wait(ctx, info.ID)
+	return ignoreGone(err)
 }
 
 // Stop sends the container its stop signal, and SIGKILL if it still runs after
@@ -81,15 +86,7 @@ func (cs *Containers) Stop(ctx context.Context, name string, timeout *time.Durat
 	if err == nil || ctx.Err() != nil || grace.Err() == nil {
 		return ignoreGone(err)
 	}
-	return cs.killAndWait(ctx, info.ID)
-}
-
-func (cs *Containers) killAndWait(ctx context.Context, id string) error {
-	if err := cs.Kill(ctx, id, syscall.SIGKILL); err != nil {
-		return ignoreGone(err)
-	}
-	_, err := cs.Wait(ctx, id)
-	return ignoreGone(err)
+	return ignoreGone(cs.Kill(ctx, info.ID, syscall.SIGKILL))
 }
 
 // ignoreGone drops the errors of a container that has ended, or that was

@@ -28,6 +28,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/861fb494/build/cache"
@@ -256,7 +257,7 @@ func (cs *Containers) Remove(ctx context.Context, name string, force bool) error
 		return fmt.Errorf("container %s is running: stop it first with `build stop %s`, or use --force", info.Name, info.Name)
 	}
 	if info.Status == Running {
-		if err := cs.killAndWait(ctx, info.ID); err != nil {
+		if err := ignoreGone(cs.Kill(ctx, info.ID, syscall.SIGKILL)); err != nil {
 			return err
 		}
 	}
