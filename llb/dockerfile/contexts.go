@@ -8,7 +8,6 @@ import (
 	"sync"
 
 	"github.com/containerd/platforms"
-	"github.com/moby/buildkit/util/suggest"
 
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/llb"
@@ -79,8 +78,7 @@ func (l *lowering) load(ctx context.Context, mu *sync.Mutex, name, value string,
 	case "target":
 		t, ok := l.byName[strings.ToLower(rest)]
 		if !ok {
-			err := fmt.Errorf("context %s: target stage %q could not be found", name, rest)
-			return resolution{err: suggest.WrapError(err, rest, l.names(), true)}
+			return resolution{err: fmt.Errorf("context %s: %w", name, l.noTarget(rest))}
 		}
 		return resolution{base: t}
 	}

@@ -35,7 +35,7 @@ func TestLowerErrors(t *testing.T) {
 		{"misspelt mount", "FROM alpine AS build\nFROM alpine\nRUN --mount=from=buil true\n", dockerfile.Options{},
 			`Dockerfile:3: no stage is named "buil", nor is it to be had as an image: docker.io/library/buil:latest: not found (did you mean build?)`},
 		{"misspelt target", "FROM alpine AS build\n", dockerfile.Options{Target: "biuld"}, `Dockerfile: target stage "biuld" could not be found (did you mean build?)`},
-		{"a target is no index", "FROM alpine AS build\n", dockerfile.Options{Target: "0"}, `Dockerfile: target stage "0" could not be found`},
+		{"a target is no index", "FROM alpine AS build\n", dockerfile.Options{Target: "0"}, `Dockerfile: target stage "0" could not be found: the stages are build`},
 		{"stage names are in lower case", "FROM alpine AS Foo\nFROM Foo\n", dockerfile.Options{}, "Dockerfile:2: Foo: invalid reference format: repository name (library/Foo) must be lowercase (did you mean foo?)"},
 		{"variable in --from", "FROM alpine\nCOPY --from=$X a b\n", dockerfile.Options{},
 			"Dockerfile:2: variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround"},

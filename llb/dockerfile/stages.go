@@ -95,12 +95,29 @@ func (l *lowering) collect(parsed []parser.Stage) error {
 	if name := l.opts.Target; name != "" {
 		t, ok := l.byName[strings.ToLower(name)]
 		if !ok {
-			err := fmt.Errorf("target stage %q could not be found", name)
-			return l.file.Error(suggest.WrapError(err, name, l.names(), true), nil)
+			return l.file.Error(l.noTarget(name), nil)
 		}
 		l.target = t
 	}
 	return nil
+}
+
+// noTarget says that no stage is called name, and what the stages are called.
+func (l *lowering) noTarget(name string) error {
+	err := fmt.Errorf("target stage %q could not be found", name)
+	if similar, err := suggest.WrapErrorMaybe(err, name, l.names(), true); similar {
+		return err
+	}
+	var names []string
+	for _, s := range l.stages {
+		if s.Name != "" {
+			names = append(names, s.Name)
+		}
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("%w: no stage has a name", err)
+	}
+	return fmt.Errorf("%w: the stages are %s", err, strings.Join(names, ", "))
 }
 
 func (s *stage) setTotal() {

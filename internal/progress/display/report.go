@@ -101,7 +101,9 @@ func (f Failure) Print(w io.Writer) error {
 		}
 		b.WriteString("------\n")
 	}
-	excerpt(&b, f.Position, f.Excerpt)
+	if f.Excerpt != "" || f.Err == nil || !strings.HasPrefix(f.Err.Error(), f.Position+":") {
+		excerpt(&b, f.Position, f.Excerpt)
+	}
 	if f.Err != nil {
 		fmt.Fprintf(&b, "ERROR: %s\n", strings.TrimRight(f.Err.Error(), "\n"))
 	}
