@@ -382,6 +382,9 @@ func (x *execution) secret(ctx context.Context, s *sandbox.Spec, m llb.Mount) er
 		if m.Required {
 			return fmt.Errorf("secret %q was not given: add --secret id=%s,src=FILE", m.ID, m.ID)
 		}
+		if m.Env != "" { // as with BuildKit it is empty, not missing
+			s.Env = append(s.Env, m.Env+"=")
+		}
 		return nil
 	}
 	if err != nil {

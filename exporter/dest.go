@@ -46,6 +46,27 @@ func createFile(dest string, stdout io.Writer) (*file, error) {
 	return &file{Writer: d, draft: d, final: dest}, nil
 }
 
+// Check looks whether Dest can be written, which is worth knowing before a build
+// and not after it.
+func (out Output) Check() error {
+	a, err := out.attributes()
+	if err != nil || out.Dest == "" || out.Dest == "-" || out.Type == TypeLocal || !a.tar {
+		return err
+	}
+	st, err := os.Stat(out.Dest)
+	switch {
+	case err == nil && st.IsDir():
+		err = fmt.Errorf("%s is a directory; want a file", out.Dest)
+	case errors.Is(err, os.ErrNotExist):
+		// A link to what is not there yet is replaced by the file.
+		_, err = os.Stat(filepath.Dir(out.Dest))
+	}
+	if err != nil {
+		return fmt.Errorf("output type=%s: %w", out.Type, err)
+	}
+	return nil
+}
+
 // finish ends the writing, whose outcome so far is err: the file gets its name,
 // or it is gone.
 func (f *file) finish(err error) error {

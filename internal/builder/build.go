@@ -384,11 +384,7 @@ func (j *job) readSecret(id string) ([]byte, error) {
 		return nil, fs.ErrNotExist
 	}
 	if s.Env != "" {
-		v, ok := os.LookupEnv(s.Env)
-		if !ok {
-			return nil, fmt.Errorf("secret %s: the environment has no %s", id, s.Env)
-		}
-		return []byte(v), nil
+		return []byte(os.Getenv(s.Env)), nil
 	}
 	f, err := os.Open(s.File)
 	if err != nil {

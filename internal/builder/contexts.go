@@ -6,14 +6,17 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/executor/source"
+	"github.com/861fb494/build/internal/progress"
 	"github.com/861fb494/build/llb/dockerfile"
 	"github.com/861fb494/build/parser/ignore"
 )
@@ -94,6 +97,9 @@ func (j *job) open(ctx context.Context) error {
 
 // openSession has ready what git and steps may use of the user's.
 func (j *job) openSession() error {
+	if err := j.checkSecrets(); err != nil {
+		return err
+	}
 	temp := ""
 	if len(j.SSH) > 0 {
 		var err error
@@ -263,4 +269,26 @@ func (c *contexts) ignoreFile(path string) (*ignore.Matcher, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return m, nil
+}
+
+// checkSecrets looks whether secrets are there before anything is built. A
+// variable that is not set is an empty secret, as with BuildKit.
+func (j *job) checkSecrets() error {
+	for _, id := range slices.Sorted(maps.Keys(j.Secrets)) {
+		s := j.Secrets[id]
+		if s.Env != "" {
+			if _, ok := os.LookupEnv(s.Env); !ok {
+				j.Sink.Emit(progress.Warning{Message: fmt.Sprintf("--secret id=%s: the environment has no %s, so the secret is empty", id, s.Env)})
+			}
+			continue
+		}
+		st, err := os.Stat(s.File)
+		if err == nil && st.IsDir() {
+			err = fmt.Errorf("%s is a directory", s.File)
+		}
+		if err != nil {
+			return fmt.Errorf("--secret id=%s: %w", id, err)
+		}
+	}
+	return nil
 }
