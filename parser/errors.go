@@ -92,9 +92,10 @@ func unlocated(err error) error {
 }
 
 // Excerpt is the lines from line to until of the file of that name, and two on
-// either side, numbered; those meant are marked. It is empty if line is 0.
+// either side, numbered; those meant are marked. It is empty if line is 0. Of a
+// line, the first 2000 bytes are shown.
 func (f *File) Excerpt(file string, line, until int) string {
-	const around = 2
+	const around, longest = 2, 2000
 	i := slices.IndexFunc(f.Sources, func(s *Source) bool { return s.Name == file })
 	if line <= 0 || i < 0 {
 		return ""
@@ -110,7 +111,11 @@ func (f *File) Excerpt(file string, line, until int) string {
 		if i >= line && i <= until {
 			mark = ">>>"
 		}
-		text := strings.TrimRight(fmt.Sprintf("%4d | %s %s", i, mark, bytes.TrimSuffix(lines[i-1], []byte("\r"))), " ")
+		shown := string(bytes.TrimSuffix(lines[i-1], []byte("\r")))
+		if len(shown) > longest {
+			shown = strings.ToValidUTF8(shown[:longest], "") + "…"
+		}
+		text := strings.TrimRight(fmt.Sprintf("%4d | %s %s", i, mark, shown), " ")
 		b.WriteString(text + "\n")
 	}
 	return b.String()
