@@ -95,6 +95,16 @@ func (w *Worker) place(n *llb.Node) string {
 	return fmt.Sprintf("%s\x00%s\x00%s\x00%d\x00%s\x00%s", w.Project, file, m.Stage, m.Ordinal, what, m.Platform)
 }
 
+// Known reports whether a step was recorded at n's place.
+func (w *Worker) Known(n *llb.Node) bool {
+	place := w.place(n)
+	if place == "" {
+		return false
+	}
+	_, err := w.Store.Last(place)
+	return err == nil
+}
+
 func partsDigest(parts []solver.Part) oci.Digest {
 	h := blake3.New()
 	for _, p := range parts {

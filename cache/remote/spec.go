@@ -79,6 +79,9 @@ func (s Spec) Check(export bool) error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Attrs)) {
 		if !slices.Contains(strings.Fields(good), name) {
+			if strings.TrimSpace(good) == "" {
+				return fmt.Errorf("type %s has no %q, nor anything else to be set", s.Type, name)
+			}
 			return fmt.Errorf("type %s has no %q; it has %s", s.Type, name, strings.Join(strings.Fields(good), ", "))
 		}
 	}

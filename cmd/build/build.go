@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -111,10 +112,13 @@ CONTEXT is a directory, and its Dockerfile the one named Dockerfile unless
   build -t registry.example/web --push .
   build --output type=oci,dest=web.tar .`,
 		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return fmt.Errorf("build needs one CONTEXT, such as \".\"; %d given", len(args))
+			switch {
+			case len(args) == 1:
+				return nil
+			case len(args) > 1 && slices.ContainsFunc(commands(), func(c command) bool { return c.name == args[0] }):
+				return fmt.Errorf("build needs one CONTEXT; for the command %s write it before these flags: build %[1]s [flags]", args[0])
 			}
-			return nil
+			return fmt.Errorf("build needs one CONTEXT, such as \".\"; %d given", len(args))
 		},
 		RunE: func(c *cobra.Command, args []string) error {
 			options, err := f.options(args[0])

@@ -113,7 +113,7 @@ func printPlan(w io.Writer, p builder.Plan) error {
 	n := p.Runs()
 	switch {
 	case !p.Time.IsZero():
-		_, err := fmt.Fprintf(w, "\n%d steps, %d were cached\n", len(p.Steps), len(p.Steps)-n)
+		_, err := fmt.Fprintf(w, "\n%s, %s cached\n", counted(len(p.Steps)), were(len(p.Steps)-n, "was", "were"))
 		return err
 	case n == 0 && len(p.Steps) == 1:
 		_, err := fmt.Fprint(w, "\nthe one step is cached\n")
@@ -122,8 +122,22 @@ func printPlan(w io.Writer, p builder.Plan) error {
 		_, err := fmt.Fprintf(w, "\nall %d steps are cached\n", len(p.Steps))
 		return err
 	}
-	_, err := fmt.Fprintf(w, "\n%d steps, %d are cached\n", len(p.Steps), len(p.Steps)-n)
+	_, err := fmt.Fprintf(w, "\n%s, %s cached\n", counted(len(p.Steps)), were(len(p.Steps)-n, "is", "are"))
 	return err
+}
+
+func counted(steps int) string {
+	if steps == 1 {
+		return "1 step"
+	}
+	return fmt.Sprintf("%d steps", steps)
+}
+
+func were(n int, one, several string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, several)
 }
 
 func severalPlatforms(p builder.Plan) bool {

@@ -55,6 +55,7 @@ func TestExecute(t *testing.T) {
 		{"version", "version", 0, "build ", ""},
 		{"version as JSON", "version --json", 0, `"go": "go1`, ""},
 		{"no context", "", 2, "", "needs one CONTEXT"},
+		{"a build's option before a command", "--progress plain explain .", 2, "", "for the command explain write it before these flags: build explain [flags]"},
 		{"unknown option", "version --what", 2, "", "build: unknown flag: --what\nSee 'build version --help'.\n"},
 		{"unknown option of build", "--what .", 2, "", "See 'build --help'."},
 		{"too many arguments", "version x", 2, "", "build: "},

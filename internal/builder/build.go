@@ -179,6 +179,7 @@ func (j *job) lower(ctx context.Context) error {
 		j.result.Targets, err = dockerfile.ListTargets(j.file)
 		return err
 	}
+	j.knowFilter()
 	platforms := j.Platforms
 	if len(platforms) == 0 {
 		platforms = []oci.Platform{{}}
@@ -216,6 +217,23 @@ func (j *job) lower(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// knowFilter warns of stages to be built without the cache that the Dockerfile has
+// not: BuildKit takes any name in silence, and all is cached.
+func (j *job) knowFilter() {
+	if len(j.Frontend.NoCacheFilter) == 0 || j.Call != "" {
+		return
+	}
+	list, err := dockerfile.ListTargets(j.file)
+	if err != nil {
+		return // which lowering tells of
+	}
+	for _, name := range j.Frontend.NoCacheFilter {
+		if !slices.ContainsFunc(list.Targets, func(t dockerfile.Target) bool { return strings.EqualFold(t.Name, name) }) {
+			j.Sink.Emit(progress.Warning{Message: fmt.Sprintf("--no-cache-filter: the Dockerfile has no stage named %q", name)})
+		}
+	}
 }
 
 // warn keeps what the linter found; each platform finds the same.

@@ -43,22 +43,25 @@ func (j *job) exportCaches(ctx context.Context) error {
 				return err
 			}
 		}
-		var stats remote.Stats
+		var ignored error // no failure: the build goes on, and says so
 		err = internalStep(j.Sink, "export:"+s.Type+":"+p.String(), "export cache to "+p.String(), func(step progress.Step) error {
-			stats, err = j.exportCache(ctx, s, p, records, results)
+			stats, err := j.exportCache(ctx, s, p, records, results)
+			text := mountLines(stats.Mounts) + fmt.Sprintf("%d records, %d layers, %d bytes sent\n", stats.Records, stats.Layers, stats.Sent)
+			var lost *executor.LostError
+			if err != nil && ctx.Err() == nil && !errors.As(err, &lost) && s.Flag("ignore-error", true) {
+				ignored, err = err, nil
+				text = "not put out: see the warning\n"
+			}
 			if err == nil {
-				text := mountLines(stats.Mounts) + fmt.Sprintf("%d records, %d layers, %d bytes sent\n", stats.Records, stats.Layers, stats.Sent)
 				j.Sink.Emit(progress.Log{Step: step, Stream: 1, Data: []byte(text), Time: time.Now()})
 			}
 			return err
 		})
-		var lost *executor.LostError
-		switch {
-		case err == nil:
-		case ctx.Err() != nil || errors.As(err, &lost) || !s.Flag("ignore-error", true):
+		if err != nil {
 			return err
-		default:
-			j.Sink.Emit(progress.Warning{Message: err.Error(), Detail: "the image is built all the same; with ignore-error=false this fails the build"})
+		}
+		if ignored != nil {
+			j.Sink.Emit(progress.Warning{Message: ignored.Error(), Detail: "the image is built all the same; with ignore-error=false this fails the build"})
 		}
 	}
 	return nil

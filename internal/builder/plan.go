@@ -168,6 +168,9 @@ func (f *foresight) decide(ctx context.Context, n *llb.Node, in []executor.Resul
 		if s := f.steps[missing.Digest]; f.graph.Meta[missing.Digest].Internal && s.Why != "" {
 			return StepRuns, s.Why, nil // it is a part of this one
 		}
+		if _, ok := missing.Op.(llb.Source); ok {
+			return StepDepends, f.toFetch(n, missing), nil
+		}
 		return StepDepends, f.nameOf(missing) + " comes first", nil
 	}
 	switch op := n.Op.(type) {
@@ -201,6 +204,15 @@ func (f *foresight) decide(ctx context.Context, n *llb.Node, in []executor.Resul
 		f.results[n.Digest] = r
 	}
 	return StepCached, "", err
+}
+
+// toFetch says why the source from, a URL or a repository, comes before n.
+func (f *foresight) toFetch(n, from *llb.Node) string {
+	what := strings.TrimPrefix(f.nameOf(from), "[internal] ") + " comes first: "
+	if f.worker.Known(n) {
+		return what + "that changed, or is not here any more"
+	}
+	return what + "never built here"
 }
 
 // found is for a step that its own digest finds: so are those below it, as far
@@ -269,7 +281,11 @@ type UncachedError struct{ Steps []PlanStep }
 
 func (e *UncachedError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d steps were expected to be cached and are not:", len(e.Steps))
+	if len(e.Steps) == 1 {
+		b.WriteString("1 step was expected to be cached and is not:")
+	} else {
+		fmt.Fprintf(&b, "%d steps were expected to be cached and are not:", len(e.Steps))
+	}
 	for _, s := range e.Steps {
 		fmt.Fprintf(&b, "\n  %s %s: %s", s.Position, s.Name, s.Why)
 	}

@@ -48,7 +48,7 @@ func (b *Builder) Runnable(ctx context.Context, name string, p oci.Platform, pul
 	w := executor.New(b.host, executor.Session{Fetcher: r, Progress: sink})
 	if run.Layers, err = w.Fetch(ctx, run.Layers); err != nil {
 		if here && ctx.Err() == nil {
-			err = fmt.Errorf("%w: %s is an image of the local store, of which a layer was removed from the cache or found damaged: build the image again if it was built here", err, name)
+			err = fmt.Errorf("%w: %s is an image of the local store, of which a layer was removed from the cache or found damaged: build the image again if it was built here, with --no-cache if its steps are cached", err, name)
 		}
 		return run, err
 	}
