@@ -127,13 +127,21 @@ func TestPruneLeavesWhatIsUsed(t *testing.T) {
 	dir := t.TempDir()
 	first := open(t, dir)
 	l := commit(t, first, nil, files{{"/f", "1"}})
+	held := commit(t, first, nil, files{{"/f", "3"}})
 	unused := commit(t, first, nil, files{{"/f", "2"}})
 	put(t, first, Record{Key: key("a"), Layers: []oci.Layer{l}})
 	first.Close(t.Context())
 	user := open(t, dir)
-	age(t, user, l.ID, time.Hour)
-	age(t, user, unused.ID, time.Hour)
+	for _, id := range []string{l.ID, held.ID, unused.ID} {
+		age(t, user, id, time.Hour)
+	}
 	if _, err := user.Step(key("a")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := user.Hold(held.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := user.Layer(unused.ID); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(20 * time.Millisecond) // the collector begins later than the user
@@ -142,8 +150,8 @@ func TestPruneLeavesWhatIsUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	have := left(t, s)
-	if !have[l.ID] || have[unused.ID] {
-		t.Errorf("used layer is there: %v, unused one: %v, want true and false", have[l.ID], have[unused.ID])
+	if !have[l.ID] || !have[held.ID] || have[unused.ID] {
+		t.Errorf("used layer is there: %v, held one: %v, unused one: %v, want true, true and false", have[l.ID], have[held.ID], have[unused.ID])
 	}
 }
 

@@ -89,6 +89,17 @@ func (s *Store) Layer(id string) (oci.Layer, error) {
 	return r.Layer, nil
 }
 
+// Hold is Layer for one whose files are to be read: while this process runs, it is
+// not collected any more.
+func (s *Store) Hold(id string) (oci.Layer, error) {
+	l, err := s.Layer(id)
+	if err != nil {
+		return l, err
+	}
+	s.use([]oci.Layer{{ID: id}})
+	return s.Layer(id) // it may have gone before
+}
+
 func (s *Store) remember(l oci.Layer) {
 	s.mu.Lock()
 	s.known[l.ID] = l

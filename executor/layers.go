@@ -45,7 +45,7 @@ func (w *Worker) Fetch(ctx context.Context, layers []oci.Layer) ([]oci.Layer, er
 	for _, i := range missing {
 		if l := layers[i]; unpacked(l) {
 			pulled = append(pulled, i)
-		} else if _, err := w.Store.Layer(l.ID); err != nil {
+		} else if _, err := w.Store.Hold(l.ID); err != nil {
 			return nil, cache.Gone(l.ID, err)
 		}
 	}
@@ -109,7 +109,7 @@ func (w *Worker) watch(ctx context.Context, layers []oci.Layer) (intact func() e
 func (w *Worker) placed(chain []oci.Layer) (layers []oci.Layer, missing []int) {
 	layers = slices.Clone(chain)
 	here := func(id string) bool {
-		_, err := w.Store.Layer(id)
+		_, err := w.Store.Hold(id)
 		return err == nil
 	}
 	for i := range layers {
