@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -321,22 +322,28 @@ func (j *job) explainMissing(s llb.Source, n *llb.Node, err error) error {
 	}
 	host := filepath.Join(c.Dir(), missing.Path)
 	if _, err := os.Lstat(host); err == nil {
-		return fmt.Errorf("%w in the build context: %s excludes it", missing, cmpOr(j.contexts.ignoreName, "the ignore file"))
+		excluded := cmp.Or(j.contexts.ignoreName, "the ignore file") + " excludes it"
+		if to, err := os.Readlink(host); err == nil {
+			excluded = fmt.Sprintf("it is a symbolic link to %s, which is not in the context", to)
+			if j.contexts.ignoreName != "" {
+				excluded += ", or excluded by " + j.contexts.ignoreName
+			}
+		}
+		return fmt.Errorf("%w in the build context: %s", missing, excluded)
 	}
-	hint := ""
+	where, hint := c.Dir(), ""
+	if s.Ref == "context" && j.contexts.temp != "" {
+		if j.contexts.dockerfileName == "-" && j.File != "-" {
+			return fmt.Errorf("%w: there is a Dockerfile and no build context; 'build --file - DIRECTORY' reads a Dockerfile from standard input and has one", missing)
+		}
+		where = j.project()
+	}
 	j.graph.Walk(func(user *llb.Node) {
 		if slices.Contains(user.Inputs, n) && strings.Contains(j.graph.Meta[user.Digest].Name, "..") {
 			hint = `; a path cannot leave the context, so "../x" means "x"`
 		}
 	})
-	return fmt.Errorf("%w in the build context %s%s", missing, c.Dir(), hint)
-}
-
-func cmpOr(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
+	return fmt.Errorf("%w in the build context %s%s", missing, where, hint)
 }
 
 // sources opens what comes from outside, by scheme.

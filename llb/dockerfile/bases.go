@@ -68,11 +68,18 @@ func (l *lowering) resolveBases(ctx context.Context, needed map[*stage]bool) err
 			todo = append(todo, s)
 		}
 	}
-	g, gctx := errgroup.WithContext(ctx)
+	// Not errgroup's context: the cause of its end is one stage's error, which
+	// would be taken for that of all others.
+	gctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var g errgroup.Group
 	var mu sync.Mutex // guards l.memo
 	for _, s := range todo {
 		g.Go(func() error {
 			s.found = l.findBase(gctx, &mu, s)
+			if s.found.err != nil {
+				cancel()
+			}
 			return s.found.err
 		})
 	}
@@ -97,6 +104,12 @@ func (l *lowering) explain(s *stage) error {
 	err := s.found.err
 	if errors.Is(err, context.Canceled) {
 		return err
+	}
+	if s.context != "" {
+		return fmt.Errorf("context %s: %w", s.Name, err)
+	}
+	if s.found.named {
+		return fmt.Errorf("context %s: %w", s.BaseName, err)
 	}
 	options := l.names()
 	if s.external {

@@ -78,7 +78,7 @@ func (l *lowering) load(ctx context.Context, mu *sync.Mutex, name, value string,
 	case "target":
 		t, ok := l.byName[strings.ToLower(rest)]
 		if !ok {
-			return resolution{err: fmt.Errorf("context %s: %w", name, l.noTarget(rest))}
+			return resolution{err: l.noTarget(rest)}
 		}
 		return resolution{base: t}
 	}

@@ -48,7 +48,7 @@ func TestLowerErrors(t *testing.T) {
 			`Dockerfile:2: cannot read from stage "b", it needs to be defined before current stage "a"`},
 		{"a context of itself", "FROM alpine AS a\n", dockerfile.Options{Contexts: map[string]string{"a": "target:a"}}, "Dockerfile:1: circular dependency detected on stage: a"},
 		{"a context of no stage", "FROM alpine AS build\nFROM x\n", dockerfile.Options{Contexts: map[string]string{"x": "target:biuld"}},
-			`Dockerfile:2: x: context x: target stage "biuld" could not be found (did you mean build?)`},
+			`Dockerfile:2: context x: target stage "biuld" could not be found (did you mean build?)`},
 		{"blank base", "ARG B\nFROM $B\n", dockerfile.Options{}, "Dockerfile:2: base name ($B) should not be blank"},
 		{"empty platform", "FROM --platform=$TARGETPLATFORN alpine\n", dockerfile.Options{}, "Dockerfile:1: empty platform value from expression $TARGETPLATFORN (did you mean TARGETPLATFORM?)"},
 		{"required argument", "FROM alpine\nENV a=${b:?unset}\n", dockerfile.Options{}, `Dockerfile:2: failed to process "${b:?unset}": b: unset`},
@@ -197,6 +197,27 @@ func ownLayers(n *llb.Node) int {
 		return 0
 	}
 	return 1 + ownLayers(n.Inputs[0])
+}
+
+// waitingBases has no image "second", and says of others what ended their lookup.
+type waitingBases struct{ asked chan struct{} }
+
+func (b waitingBases) Resolve(ctx context.Context, ref string, _ oci.Platform) (llb.Source, oci.Image, error) {
+	if strings.Contains(ref, "second") {
+		<-b.asked
+		return llb.Source{}, oci.Image{}, errors.New("second is not there")
+	}
+	close(b.asked)
+	<-ctx.Done()
+	return llb.Source{}, oci.Image{}, context.Cause(ctx)
+}
+
+func TestErrorOfTheBaseThatFailed(t *testing.T) {
+	in := "FROM first AS a\nFROM second AS b\nFROM scratch\nCOPY --from=a x y\nCOPY --from=b x y\n"
+	_, err := lower(in, waitingBases{make(chan struct{})}, dockerfile.Options{})
+	if want := "Dockerfile:2: second: second is not there"; err == nil || err.Error() != want {
+		t.Errorf("Lower(%q) = %v, want %v", in, err, want)
+	}
 }
 
 func FuzzLower(f *testing.F) {
