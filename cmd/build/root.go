@@ -31,6 +31,9 @@ func dispatch(ctx context.Context, g *globals, args []string) error {
 		return g.profile.around(run)
 	})
 	cmd, err := root.ExecuteC()
+	if err != nil && name == "build" {
+		err = meantCommand(args, err)
+	}
 	if err != nil && !started {
 		// Unknown options, the wrong number of arguments: what comes before a
 		// command's own code runs is the caller's error.
@@ -81,6 +84,7 @@ func newRoot(g *globals, name string) *cobra.Command {
 	root.SetOut(g.stdout)
 	root.SetErr(g.stderr)
 	root.SetHelpFunc(printHelp)
+	root.SetFlagErrorFunc(meantOption)
 	g.flags(root.PersistentFlags())
 	if completing {
 		completeAll(g, root)

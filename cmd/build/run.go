@@ -43,7 +43,7 @@ stops it by its stop signal; a second one kills it.`,
 		},
 	}
 	o.declare(c.Flags())
-	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return g.cannotRun(err) })
+	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return g.cannotRun(meantOption(c, err)) })
 	return c
 }
 
