@@ -270,6 +270,11 @@ func (cs *Containers) Remove(ctx context.Context, name string, force bool) error
 		return fmt.Errorf("remove container %s: %w", info.Name, err)
 	}
 	defer lock.Close()
+	// Its supervisor may have been killed, and without the directory no sweep
+	// knows that the control group is ours.
+	if err := sandbox.Sweep("", func(id string) bool { return id != info.ID }); err != nil {
+		return fmt.Errorf("remove container %s: %w", info.Name, err)
+	}
 	return cs.discard(ctx, dir, info.Snapshot())
 }
 

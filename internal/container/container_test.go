@@ -440,6 +440,7 @@ func TestShimKilled(t *testing.T) {
 	ctx := context.Background()
 	kept := f.detach(image("sleep 1000"), Options{Name: "kept"})
 	f.detach(image("sleep 1000"), Options{Name: "gone", Remove: true})
+	f.detach(image("sleep 1000"), Options{Name: "removed"})
 	waited := make(chan int)
 	go func() {
 		code, _ := f.Wait(ctx, "kept")
@@ -447,7 +448,7 @@ func TestShimKilled(t *testing.T) {
 	}()
 	time.Sleep(50 * time.Millisecond)
 	var ids []string
-	for _, name := range []string{"kept", "gone"} {
+	for _, name := range []string{"kept", "gone", "removed"} {
 		info, err := f.Find(name)
 		if err != nil {
 			t.Fatal(err)
@@ -473,7 +474,11 @@ func TestShimKilled(t *testing.T) {
 	if err != nil || info.Status != Exited || !info.Lost {
 		t.Errorf("Find = %+v, %v, want it lost", info.State, err)
 	}
-	// The next container clears up what the other left.
+	// Nobody else would find what is left of one that is removed.
+	if err := f.Remove(ctx, "removed", false); err != nil {
+		t.Error(err)
+	}
+	// The next container clears up what the others left.
 	f.run(image("true"), Options{Remove: true})
 	if _, err := f.Find("gone"); err == nil {
 		t.Error("a lost container of --rm was not removed")
