@@ -37,7 +37,7 @@ type Output struct {
 // comma-separated name=value, quoted as in CSV. Without any "=" it is a
 // directory for type=local, or "-" for a tar on standard output. Names:
 //
-//	type, dest         see Output
+//	type, dest         see Output; type=docker without dest is type=image
 //	tar                type=oci: false for a directory
 //	name               more names, separated by commas
 //	push               type=image: true to push it too
@@ -79,8 +79,11 @@ func ParseOutput(s string) (Output, error) {
 			out.Attrs[name] = value
 		}
 	}
-	if out.Type == "" {
+	switch {
+	case out.Type == "":
 		return fail(errors.New("type is missing: image, registry, oci, docker, local or tar"))
+	case out.Type == TypeDocker && out.Dest == "":
+		out.Type = TypeImage // with Docker it is put where `docker run` finds it
 	}
 	if _, err := out.attributes(); err != nil {
 		return Output{}, err

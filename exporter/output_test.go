@@ -16,6 +16,7 @@ func TestParseOutput(t *testing.T) {
 		{"type=oci,dest=x.tar", Output{Type: TypeOCI, Dest: "x.tar"}, ""},
 		{`type=docker,"dest=a,b.tar"`, Output{Type: TypeDocker, Dest: "a,b.tar"}, ""},
 		{"type=image", Output{Type: TypeImage}, ""},
+		{"type=docker", Output{Type: TypeImage}, ""},
 		{"type=registry,name=r.example/x", Output{Type: TypeRegistry}, ""},
 		{"", Output{}, "empty"},
 		{"type=oci", Output{}, "dest is missing"},
