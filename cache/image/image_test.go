@@ -352,9 +352,16 @@ func TestPrune(t *testing.T) {
 		}
 	}
 	clock = clock.Add(2 * time.Hour)
+	garbage, err := s.Garbage(t.Context(), time.Hour)
+	if err != nil || !s.Has(fresh.Digest) {
+		t.Errorf("Garbage = %v, and leaves %s: %v, want no error and true", err, fresh.Digest, s.Has(fresh.Digest))
+	}
 	more, err := s.Prune(t.Context(), time.Hour, nil)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if garbage != more {
+		t.Errorf("Garbage = %+v, and Prune removes %+v, want the same", garbage, more)
 	}
 	if s.Has(fresh.Digest) || s.Has(old.Digest) || s.Has(kept.Digest) || !s.Has(named.Digest) {
 		t.Error("the second Prune left garbage or took the named image")

@@ -37,6 +37,36 @@ func (s *Store) Prune(ctx context.Context, grace time.Duration, keep func(oci.Di
 	return s.prune(ctx, nil, grace, keep)
 }
 
+// Garbage is what Prune would remove, but for what is wanted of it.
+func (s *Store) Garbage(ctx context.Context, grace time.Duration) (p Pruned, err error) {
+	err = s.lock(func() error {
+		live, err := s.live(ctx)
+		if err == nil {
+			p, err = s.sweep(ctx, grace, func(d oci.Digest) bool { return live[d] }, func(string) error { return nil })
+		}
+		return err
+	})
+	if err != nil {
+		return p, fmt.Errorf("look for garbage in the image store: %w", err)
+	}
+	return p, nil
+}
+
+// live is what entries of the index refer to. s is locked.
+func (s *Store) live(ctx context.Context) (map[oci.Digest]bool, error) {
+	idx, err := readIndex(s.indexPath())
+	if err != nil {
+		return nil, err // without names nothing can be told to be garbage
+	}
+	live := map[oci.Digest]bool{}
+	for _, m := range idx.Manifests {
+		if err := s.mark(ctx, m, live, 0); err != nil {
+			return nil, err
+		}
+	}
+	return live, nil
+}
+
 // Reclaim is Prune for what the images gone, which have been removed from the
 // index, consist of, and nothing else.
 func (s *Store) Reclaim(ctx context.Context, gone []Named, grace time.Duration) (Pruned, error) {
@@ -53,19 +83,13 @@ func (s *Store) Reclaim(ctx context.Context, gone []Named, grace time.Duration) 
 func (s *Store) prune(ctx context.Context, among map[oci.Digest]bool, grace time.Duration, keep func(oci.Digest) bool) (Pruned, error) {
 	var p Pruned
 	err := s.lock(func() error {
-		idx, err := readIndex(s.indexPath())
+		live, err := s.live(ctx)
 		if err != nil {
-			return err // without names nothing can be told to be garbage
-		}
-		live := map[oci.Digest]bool{}
-		for _, m := range idx.Manifests {
-			if err := s.mark(ctx, m, live, 0); err != nil {
-				return err
-			}
+			return err
 		}
 		if p, err = s.sweep(ctx, grace, func(d oci.Digest) bool {
 			return live[d] || keep != nil && keep(d) || among != nil && !among[d]
-		}); err != nil {
+		}, os.Remove); err != nil {
 			return err
 		}
 		return s.sweepRecords(live)
@@ -121,7 +145,7 @@ func (s *Store) mark(ctx context.Context, d oci.Descriptor, live map[oci.Digest]
 	return nil
 }
 
-func (s *Store) sweep(ctx context.Context, grace time.Duration, live func(oci.Digest) bool) (Pruned, error) {
+func (s *Store) sweep(ctx context.Context, grace time.Duration, live func(oci.Digest) bool, remove func(path string) error) (Pruned, error) {
 	var p Pruned
 	list, err := os.ReadDir(s.blobDir())
 	if err != nil {
@@ -139,7 +163,7 @@ func (s *Store) sweep(ctx context.Context, grace time.Duration, live func(oci.Di
 		if err != nil || s.now().Sub(st.ModTime()) < grace {
 			continue
 		}
-		if err := os.Remove(filepath.Join(s.blobDir(), e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := remove(filepath.Join(s.blobDir(), e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return p, err
 		}
 		p.Blobs++

@@ -47,10 +47,15 @@ func (b *Builder) Prune(ctx context.Context, o cache.PruneOptions, pinned []stri
 	var r PruneResult
 	p, err := b.Store.Prune(ctx, o)
 	r.Items, r.Left = p.Items, p.Left
-	if err == nil && o.All && !o.DryRun && len(o.Kinds) == 0 {
-		r.Blobs, err = b.Images.Prune(ctx, blobGrace, nil)
-		r.Left -= r.Blobs.Bytes
+	if err != nil || !o.All || len(o.Kinds) > 0 || o.Keep > 0 && r.Left <= o.Keep {
+		return r, err
 	}
+	if o.DryRun {
+		r.Blobs, err = b.Images.Garbage(ctx, max(blobGrace, o.OlderThan))
+	} else {
+		r.Blobs, err = b.Images.Prune(ctx, max(blobGrace, o.OlderThan), nil)
+	}
+	r.Left -= r.Blobs.Bytes
 	return r, err
 }
 
@@ -60,7 +65,21 @@ func (b *Builder) Usage(ctx context.Context, pinned []string) ([]cache.Item, err
 	if err != nil {
 		return nil, err
 	}
-	return b.Store.Usage(ctx, wanted)
+	items, err := b.Store.Usage(ctx, wanted)
+	if err != nil {
+		return nil, err
+	}
+	unnamed, err := b.Images.Garbage(ctx, blobGrace)
+	if err != nil {
+		return nil, err
+	}
+	for i := range items {
+		if items[i].Kind == cache.KindImage && unnamed.Blobs > 0 {
+			items[i].Size -= unnamed.Bytes
+			return slices.Insert(items, i, cache.Item{Kind: cache.KindImage, ID: "blobs of images without a name", Size: unnamed.Bytes}), nil
+		}
+	}
+	return items, nil
 }
 
 // wanted tells of a layer what needs it: a container, or an image of the store,

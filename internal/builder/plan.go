@@ -87,7 +87,7 @@ func (j *job) plan(ctx context.Context) (Plan, error) {
 	p := Plan{Dockerfile: j.contexts.dockerfileName, Context: j.project()}
 	f := foresight{
 		job: j, worker: w, records: records, results: map[oci.Digest]executor.Result{}, epochs: j.epochs(),
-		dirty: map[oci.Digest]bool{}, steps: map[oci.Digest]PlanStep{}, visited: map[oci.Digest]bool{},
+		dirty: map[oci.Digest]bool{}, steps: map[oci.Digest]PlanStep{}, states: map[oci.Digest]string{}, visited: map[oci.Digest]bool{},
 	}
 	j.graph.Walk(func(n *llb.Node) {
 		for _, in := range n.Inputs {
@@ -117,6 +117,7 @@ type foresight struct {
 	epochs  map[oci.Digest]time.Time
 	dirty   map[oci.Digest]bool     // steps with one below that is run whatever the cache holds
 	steps   map[oci.Digest]PlanStep // no Status is nothing to tell of
+	states  map[oci.Digest]string   // the statuses, also of those
 	visited map[oci.Digest]bool
 }
 
@@ -166,7 +167,7 @@ func (f *foresight) visit(ctx context.Context, n *llb.Node) error {
 func (f *foresight) decide(ctx context.Context, n *llb.Node, in []executor.Result, missing *llb.Node, noCache bool) (status, why string, err error) {
 	if missing != nil {
 		if s := f.steps[missing.Digest]; f.graph.Meta[missing.Digest].Internal && s.Why != "" {
-			return StepRuns, s.Why, nil // it is a part of this one
+			return f.states[missing.Digest], s.Why, nil // it is a part of this one
 		}
 		if _, ok := missing.Op.(llb.Source); ok {
 			return StepDepends, f.toFetch(n, missing), nil
@@ -237,6 +238,7 @@ func (f *foresight) unasked(n *llb.Node) {
 
 func (f *foresight) tell(n *llb.Node, status, why string) {
 	m := f.graph.Meta[n.Digest]
+	f.states[n.Digest] = status
 	if _, ok := n.Op.(llb.Source); ok || m.Internal || m.Name == "" {
 		status = ""
 	}
