@@ -270,7 +270,7 @@ func (x *execution) network(ctx context.Context, s *sandbox.Spec) error {
 	for _, h := range x.op.Hosts {
 		extra = append(extra, network.HostEntry{Name: h.Name, Addr: h.Addr})
 	}
-	hosts := network.Hosts(s.Hostname, end.Addr, extra)
+	hosts := network.Hosts(s.Hostname, end.Addr, end.Resolve(extra))
 	s.Mounts = append(s.Mounts,
 		oci.Mount{Type: "file", Target: "/etc/resolv.conf", Data: conf, Options: []string{"mode=0644"}},
 		oci.Mount{Type: "file", Target: "/etc/hosts", Data: hosts, Options: []string{"mode=0644"}})

@@ -61,7 +61,7 @@ func (f *buildFlags) declare(set *pflag.FlagSet) {
 	list("cache-to", "", "put results of steps there: type=registry, local, inline, s3 or gha, as `type=TYPE,NAME=VALUE,...`")
 
 	set.StringVar(&o.Steps.Network, "network", "default", "`network` of RUN steps: default, none or host")
-	list("add-host", "", "further line of /etc/hosts in RUN steps, as `NAME:ADDRESS`")
+	list("add-host", "", "further line of /etc/hosts in RUN steps, as `NAME:ADDRESS`; host-gateway is this host")
 	list("ulimit", "", "resource limit of RUN steps, as `NAME=SOFT[:HARD]`")
 	set.StringVar(&f.shmSize, "shm-size", "", "`size` of /dev/shm in RUN steps (default 64m)")
 	set.StringVarP(&f.memory, "memory", "m", "", "memory limit of each RUN step, as a `size` such as 512m")

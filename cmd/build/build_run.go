@@ -38,6 +38,15 @@ func collectLateThenOften() {
 	runtime.AddCleanup(new([64]byte), func(percent int) { debug.SetGCPercent(percent) }, 40)
 }
 
+// needsRoot tells those who are not root of it, before they meet the first file
+// that they cannot give an owner.
+func needsRoot() error {
+	if os.Geteuid() != 0 {
+		return errors.New("building images and running containers needs root for now: try sudo")
+	}
+	return nil
+}
+
 // runBuild is where the command line ends and the builder begins.
 func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 	if os.Getenv("GOGC") == "" {
@@ -60,6 +69,9 @@ func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 	}
 	if request.Call != "" {
 		return runCall(ctx, g, b, request, o.Frontend.Call)
+	}
+	if err := needsRoot(); err != nil {
+		return err
 	}
 	var show display.Display = display.Quiet()
 	if f, ok := g.stderr.(*os.File); ok {

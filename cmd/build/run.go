@@ -69,6 +69,9 @@ func (o *runOptions) run(ctx context.Context, g *globals, image string, wanted c
 			return err
 		}
 	}
+	if err := needsRoot(); err != nil {
+		return g.exit(ctx, container.CodeFailed, err)
+	}
 	b, err := g.open(ctx, "", o.runtime)
 	if err != nil {
 		return g.exit(ctx, container.CodeFailed, err)

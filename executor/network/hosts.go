@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -91,6 +92,24 @@ func (r resolv) render(fallback bool) []byte {
 
 // HostEntry is a line of /etc/hosts.
 type HostEntry struct{ Name, Addr string }
+
+// HostGateway stands for the address of this machine in a HostEntry.
+const HostGateway = "host-gateway"
+
+// Resolve puts in the address at which e reaches this machine.
+func (e *Endpoint) Resolve(entries []HostEntry) []HostEntry {
+	gateway := e.Gateway
+	if !gateway.IsValid() {
+		gateway = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	entries = slices.Clone(entries)
+	for i, h := range entries {
+		if h.Addr == HostGateway {
+			entries[i].Addr = gateway.String()
+		}
+	}
+	return entries
+}
 
 // Hosts is the content of /etc/hosts. With an address the host name stands
 // there, as Docker writes it; without, at 127.0.0.1, as BuildKit does.

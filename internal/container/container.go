@@ -101,7 +101,7 @@ type NetworkOptions struct {
 	Mode     string // network.Bridge, network.Host or network.None; "" is Bridge
 	Ports    []network.Port
 	Hostname string              // "": the short ID; on the host's network the host's
-	Hosts    []network.HostEntry // further lines of /etc/hosts; an Addr "host-gateway" is the host
+	Hosts    []network.HostEntry // further lines of /etc/hosts; an Addr network.HostGateway is the host
 }
 
 // Config is a container as it was made. It does not change.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -244,17 +243,7 @@ func (su *supervisor) files(end *network.Endpoint) ([]oci.Mount, error) {
 }
 
 func hosts(n NetworkOptions, end *network.Endpoint) []byte {
-	gateway := end.Gateway
-	if !gateway.IsValid() {
-		gateway = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	}
-	var extra []network.HostEntry
-	for _, h := range n.Hosts {
-		if h.Addr == "host-gateway" {
-			h.Addr = gateway.String()
-		}
-		extra = append(extra, h)
-	}
+	extra := end.Resolve(n.Hosts)
 	if n.Mode == network.Host {
 		// The host's own file: its names are the container's.
 		if b, err := os.ReadFile("/etc/hosts"); err == nil {
