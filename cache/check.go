@@ -141,8 +141,8 @@ func (c *checker) leases() {
 // listed looks at the layers that the lease of owner lists, in the directory path.
 func (c *checker) listed(owner, path string) {
 	for _, id := range c.list(filepath.Join("leases", filepath.Base(path))) {
-		if _, ok := c.wasDropped(id); ok {
-			continue // removed once nobody can have it mounted
+		if _, ok := c.wasDropped(id); ok || strings.HasPrefix(id, freePrefix) {
+			continue // removed once nobody can have it mounted; and what lists nothing
 		}
 		switch {
 		case owner == c.lease.name:

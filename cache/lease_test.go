@@ -243,11 +243,20 @@ func TestLock(t *testing.T) {
 	if err := <-got; err != nil {
 		t.Error(err)
 	}
-	if left, _ := os.ReadDir(filepath.Join(dir, "locks")); len(left) > 0 {
-		t.Errorf("locks holds %v", left)
+	left, _ := os.ReadDir(filepath.Join(dir, "locks"))
+	for _, e := range left {
+		if !strings.HasPrefix(e.Name(), freePrefix+s.Lease()) {
+			t.Errorf("locks holds %v, which is nobody's", e)
+		}
 	}
 	if err := s.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := os.ReadDir(filepath.Join(dir, "locks")); len(left) > 0 {
+		t.Errorf("locks holds %v after Close", left)
 	}
 }
 

@@ -37,6 +37,8 @@ type Store struct {
 	used   map[string]bool      // layers that are marked as used
 	intact map[string]bool      // layers whose files have been looked at
 	fresh  map[string]bool      // layers made by this process
+	unused []*freeLock          // see tryLock
+	closed bool                 // no lock is kept for reuse any more
 }
 
 // Open opens the state directory dir, which is made if it is not there, and
@@ -84,7 +86,11 @@ func (s *Store) checkFormat(ours bool) error {
 
 // Close ends the lease: what was prepared and not committed is removed.
 func (s *Store) Close(ctx context.Context) error {
+	if w, ok := s.driver.(interface{ Wait() }); ok {
+		w.Wait() // for what it does in the background
+	}
 	s.abandon(ctx, s.lease.path)
+	s.dropLocks()
 	os.RemoveAll(s.tempDir())
 	return s.lease.close()
 }

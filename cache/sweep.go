@@ -71,7 +71,9 @@ func (s *Store) abandon(ctx context.Context, path string) {
 		return
 	}
 	for _, d := range drafts {
-		if s.abandonDraft(ctx, d.Name(), own) == nil {
+		if strings.HasPrefix(d.Name(), freePrefix) {
+			os.Remove(filepath.Join(path+".d", d.Name()))
+		} else if s.abandonDraft(ctx, d.Name(), own) == nil {
 			os.Remove(filepath.Join(path+".d", d.Name()))
 		}
 	}

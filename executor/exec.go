@@ -36,6 +36,8 @@ func (w *Worker) exec(ctx context.Context, n *llb.Node, op llb.Exec, in []Result
 			return Result{}, err
 		}
 	}
+	w.execs.Add(1)
+	w.warm(op.CgroupParent)
 	d, err := w.Store.Prepare(ctx, in[0].Layers)
 	if err != nil {
 		return Result{}, err
@@ -70,6 +72,19 @@ func (w *Worker) exec(ctx context.Context, n *llb.Node, op llb.Exec, in []Result
 	return r, nil
 }
 
+// warm has the sandbox prepare for the next process, while its files are, or those
+// of the last one are looked at.
+func (w *Worker) warm(cgroupParent string) {
+	s, ok := w.Sandbox.(sandbox.Warmer)
+	if !ok || w.Execs == 0 {
+		return
+	}
+	if cgroupParent == "" {
+		cgroupParent = w.Store.Group()
+	}
+	s.Warm(w.Store.Lease(), cgroupParent)
+}
+
 // execution is one Exec being run: what it has borrowed, it gives back.
 type execution struct {
 	*Worker
@@ -99,13 +114,24 @@ func (x *execution) run(ctx context.Context, spec sandbox.Spec) error {
 	if err != nil {
 		return fmt.Errorf("process %q: %w", strings.Join(x.op.Args, " "), x.foreign(spec.Env, err))
 	}
-	if err := p.Wait(); err != nil {
+	// The next one may come soon after a process that ends soon; else it is warmed
+	// for when this one has ended.
+	x.warmNext()
+	err = p.Wait()
+	x.warmNext()
+	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
 		}
 		return fmt.Errorf("process %q did not complete successfully: %w", strings.Join(x.op.Args, " "), x.foreign(spec.Env, err))
 	}
 	return nil
+}
+
+func (x *execution) warmNext() {
+	if int(x.execs.Load()) < x.Execs {
+		x.warm(x.op.CgroupParent)
+	}
 }
 
 // spec is the operation in the sandbox's terms.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/zeebo/blake3"
@@ -84,6 +85,9 @@ type Session struct {
 	// NoNewPrivileges keeps set-user-ID programs, sudo for one, from giving a
 	// step's processes more rights.
 	NoNewPrivileges bool
+	// Execs is how many steps that run a process the build has at most: while one
+	// may be to come, the next sandbox is prepared. 0: none is.
+	Execs int
 	// RestoreMount gives the cache mount id, which is new or empty here, what it
 	// had elsewhere: see cache.MountInit. It may be nil.
 	RestoreMount func(ctx context.Context, id string, m llb.Mount, dir string) (notes map[string][]byte, err error)
@@ -98,6 +102,8 @@ type Worker struct {
 
 	mu    sync.Mutex
 	pulls map[string]*pull
+
+	execs atomic.Int64 // steps that have run a process, or do
 }
 
 // New makes the worker of one build.

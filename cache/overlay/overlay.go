@@ -268,6 +268,9 @@ func (d *Driver) Commit(ctx context.Context, id string) error {
 	return nil
 }
 
+// Wait waits until what commits left has been deleted.
+func (d *Driver) Wait() { d.shelf.Wait() }
+
 // Remove deletes layer id; see cache.Driver and shelf.Shelf.
 func (d *Driver) Remove(ctx context.Context, id string) error {
 	if err := d.shelf.Remove(id); err != nil {

@@ -36,6 +36,8 @@ type Shelf struct {
 
 	mu   sync.Mutex
 	made map[string]*work // by ID, of this process
+
+	erasing sync.WaitGroup // what is deleted in the background
 }
 
 // work is the directory of a layer that is being made.
@@ -185,11 +187,24 @@ func (s *Shelf) Work(id string) (dir string, err error) {
 // deletes the rest. Where the layer is there already, it stays and path is
 // deleted.
 func (s *Shelf) Put(id, path string) error {
-	if err := Rename(path, s.Layer(id)); err != nil && !errors.Is(err, fs.ErrExist) {
+	err := Rename(path, s.Layer(id))
+	if errors.Is(err, fs.ErrExist) {
+		return s.Drop(id)
+	}
+	if err != nil {
 		return err
 	}
-	return s.Drop(id)
+	// What is left is small: it is deleted while others go on.
+	left, done, err := s.unmake(id)
+	if err == nil && left != "" {
+		s.erasing.Go(func() { _ = erase(left) }) // or the next to open the shelf does
+	}
+	done()
+	return err
 }
+
+// Wait waits until what Put left has been deleted.
+func (s *Shelf) Wait() { s.erasing.Wait() }
 
 // Rename is rename(2) that replaces nothing: an fs.ErrExist.
 func Rename(from, to string) error {
@@ -208,22 +223,37 @@ func Rename(from, to string) error {
 
 // Drop deletes the directory of Work(id).
 func (s *Shelf) Drop(id string) error {
+	left, done, err := s.unmake(id)
+	defer done()
+	if err != nil || left == "" {
+		return err
+	}
+	return erase(left)
+}
+
+// unmake takes the directory of Work(id) away: what is left of it, if anything, is
+// to be deleted. done lets others take the ID.
+func (s *Shelf) unmake(id string) (left string, done func(), err error) {
+	done = func() {}
 	s.mu.Lock()
 	w := s.made[id]
 	s.mu.Unlock()
 	if w == nil {
 		dir, err := s.Work(id)
 		if err != nil {
-			return err
+			return "", done, err
 		}
-		return discard(s.bin(), dir)
+		left, err = throwAway(s.bin(), dir)
+		return left, done, err
 	}
-	err := discard(s.bin(), w.dir)
-	s.mu.Lock()
-	delete(s.made, id)
-	s.mu.Unlock()
-	w.lock.Close()
-	return err
+	done = func() {
+		s.mu.Lock()
+		delete(s.made, id)
+		s.mu.Unlock()
+		w.lock.Close()
+	}
+	left, err = throwAway(s.bin(), w.dir)
+	return left, done, err
 }
 
 // Remove deletes layer id: the one that this process is making, else the

@@ -18,25 +18,34 @@ import (
 // there is no error. Filesystems mounted in it, in this mount namespace, are
 // unmounted, never emptied.
 func discard(bin, path string) error {
+	left, err := throwAway(bin, path)
+	if err != nil || left == "" {
+		return err
+	}
+	return erase(left)
+}
+
+// throwAway is discard without the deletion: it returns where path is now, or "".
+func throwAway(bin, path string) (left string, err error) {
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return "", nil
 	}
 	if err := unmount(path); err != nil {
-		return fmt.Errorf("remove %s: %w", path, err)
+		return "", fmt.Errorf("remove %s: %w", path, err)
 	}
 	to := filepath.Join(bin, rand.Text())
-	err := os.Rename(path, to)
+	err = os.Rename(path, to)
 	if errors.Is(err, fs.ErrPermission) { // immutable, or a directory of ours without its w
 		soften(path)
 		err = os.Rename(path, to)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // somebody else was faster
+		return "", nil // somebody else was faster
 	}
 	if err != nil {
-		return fmt.Errorf("remove: %w", err)
+		return "", fmt.Errorf("remove: %w", err)
 	}
-	return erase(to)
+	return to, nil
 }
 
 // empty deletes what killed processes left in bin.

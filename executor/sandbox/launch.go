@@ -16,42 +16,67 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// launch starts a child of this program, by a name of package child's, with c to
-// do, and returns when the command has been executed.
-func launch(ctx context.Context, s Spec, c *child.Config, name string, attr *syscall.SysProcAttr) (*process, error) {
+// started is a child of this program that waits to be told what to do.
+type started struct {
+	proc *os.Process
+	conn *os.File // our end of the control socket
+}
+
+// startChild starts a child of this program, by a name of package child's.
+func startChild(name string, attr *syscall.SysProcAttr) (*started, error) {
 	exe, err := sealedExe()
-	if err != nil {
-		return nil, fmt.Errorf("start sandbox: %w", err)
-	}
-	st, err := newStreams(s)
 	if err != nil {
 		return nil, fmt.Errorf("start sandbox: %w", err)
 	}
 	ours, theirs, err := socketPair()
 	if err != nil {
-		st.abort()
 		return nil, fmt.Errorf("start sandbox: %w", err)
 	}
-	defer ours.Close()
 	proc, err := startProcess(exe, name, &os.ProcAttr{
 		Dir: "/",
 		// The child lives for milliseconds: one thread, no collection.
 		Env:   []string{"GOMAXPROCS=1", "GOGC=off"},
-		Files: append(st.child[:], theirs),
+		Files: []*os.File{nil, nil, nil, theirs}, // its streams come with what it is to do
 		Sys:   attr,
 	})
 	theirs.Close()
-	st.closeChild()
 	if err != nil {
-		st.abort()
+		ours.Close()
 		if errors.Is(err, unix.EPERM) && os.Geteuid() != 0 {
 			err = fmt.Errorf("%w (this sandbox needs root)", err)
 		}
 		return nil, fmt.Errorf("start sandbox: %w", err)
 	}
-	p := &process{ctx: ctx, proc: proc, streams: st}
+	return &started{proc: proc, conn: ours}, nil
+}
+
+// end ends a child that has been told nothing.
+func (f *started) end() {
+	f.conn.Close()
+	f.proc.Kill()
+	_, _ = f.proc.Wait() // "signal: killed"
+}
+
+// launch starts a child and has it do c.
+func launch(ctx context.Context, s Spec, c *child.Config, name string, attr *syscall.SysProcAttr) (*process, error) {
+	f, err := startChild(name, attr)
+	if err != nil {
+		return nil, err
+	}
+	return f.launch(ctx, s, c)
+}
+
+// launch has the child do c, and returns when the command has been executed.
+func (f *started) launch(ctx context.Context, s Spec, c *child.Config) (*process, error) {
+	st, err := newStreams(s)
+	if err != nil {
+		f.end()
+		return nil, fmt.Errorf("start sandbox: %w", err)
+	}
+	defer f.conn.Close()
+	p := &process{ctx: ctx, proc: f.proc, streams: st}
 	p.stop = context.AfterFunc(ctx, p.kill)
-	if err := p.handshake(ours, c); err != nil {
+	if err := p.handshake(f.conn, c); err != nil {
 		p.abandon()
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -75,7 +100,8 @@ func (p *process) handshake(conn *os.File, c *child.Config) error {
 		c.Seccomp = filter
 	}
 	// A child that ends before it has read everything says why.
-	sendErr := child.WriteMessage(conn, 0, c)
+	sendErr := child.WriteMessage(&rightsWriter{conn: conn, files: p.streams.child[:]}, 0, c)
+	p.streams.closeChild()
 	r := &rightsReader{conn: conn}
 	defer r.close()
 	ready := false
@@ -89,7 +115,7 @@ func (p *process) handshake(conn *os.File, c *child.Config) error {
 			if sendErr != nil {
 				err = sendErr
 			}
-			return fmt.Errorf("start sandbox: its first process ended early: %w", err)
+			return fmt.Errorf("start sandbox: %w: %w", errEarly, err)
 		case kind == child.MsgTerminal: // the descriptor is in r
 		case kind == child.MsgMade:
 			if err := json.Unmarshal(payload, &p.made); err != nil {
@@ -113,6 +139,9 @@ func (p *process) handshake(conn *os.File, c *child.Config) error {
 		}
 	}
 }
+
+// errEarly is the error for a child that ended without a word.
+var errEarly = errors.New("its first process ended early")
 
 func childError(payload []byte) error {
 	var f child.Failure
@@ -203,6 +232,40 @@ func socketPair() (ours, theirs *os.File, err error) {
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
 	}
 	return os.NewFile(uintptr(fds[0]), "sandbox"), os.NewFile(uintptr(fds[1]), "sandbox"), nil
+}
+
+// rightsWriter writes to a Unix socket; descriptors of files go along with the
+// first byte.
+type rightsWriter struct {
+	conn  *os.File
+	files []*os.File
+}
+
+func (w *rightsWriter) Write(p []byte) (n int, err error) {
+	if len(w.files) == 0 {
+		return w.conn.Write(p)
+	}
+	fds := make([]int, len(w.files))
+	for i, f := range w.files {
+		fds[i] = int(f.Fd())
+	}
+	raw, err := w.conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	rawErr := raw.Write(func(fd uintptr) bool {
+		n, err = unix.SendmsgN(int(fd), p, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
+		return err != unix.EAGAIN && err != unix.EINTR
+	})
+	if err = errors.Join(rawErr, err); err != nil {
+		return 0, err
+	}
+	w.files = nil
+	if n < len(p) {
+		more, err := w.conn.Write(p[n:])
+		return n + more, err
+	}
+	return n, nil
 }
 
 // rightsReader reads from a Unix socket and keeps the descriptor that comes

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/861fb494/build/executor/sandbox/cgroup"
@@ -31,6 +32,12 @@ type NativeOptions struct {
 // It needs root and Linux 5.6 (openat2(2)). main must call Reexec.
 type Native struct {
 	cgroups *cgroup.Tree
+
+	mu     sync.Mutex
+	spare  *spare // nil: none
+	warmed int    // how many have been made
+	closed bool
+	ending sync.WaitGroup // spare processes that are being ended
 }
 
 // NewNative returns the sandbox of our own.
@@ -53,49 +60,69 @@ func (n *Native) Start(ctx context.Context, s Spec) (Process, error) {
 	if s.ID == "" {
 		s.ID = newID()
 	}
-	group, err := n.group(s)
-	if err != nil {
-		return nil, err
+	if s.CgroupParent == "" {
+		s.CgroupParent = DefaultCgroupParent
 	}
-	c := newConfig(s.withDevices())
-	if !s.Privileged && !group.LimitsDevices() {
-		noDev(c)
+	if sp := n.take(s); sp != nil {
+		p, err := n.run(ctx, s, sp.started, sp.group, true)
+		if !errors.Is(err, errEarly) || ctx.Err() != nil {
+			return p, err
+		}
+		// It had been killed by somebody: that is no reason not to start another.
 	}
-	c.Cgroups, c.CgroupV1, c.CgroupV2 = group.Join(), group.Dirs(), group.Unified()
-	attr := syscall.SysProcAttr{
-		Setsid:     true,
-		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
-		Pdeathsig:  unix.SIGKILL,
+	// Without limits to hold, a machine that lets us make no cgroup is no error:
+	// the PID namespace ends all processes too.
+	group := n.cgroups.Unlimited(s.CgroupParent, s.ID)
+	name, flags := child.Name, uintptr(0)
+	if s.Init {
+		name = child.SupervisorName
 	}
 	if s.NetNS == "" {
-		attr.Cloneflags |= unix.CLONE_NEWNET
+		flags = unix.CLONE_NEWNET
+	}
+	first, err := startFirst(group, name, flags)
+	if err != nil {
+		return nil, errors.Join(err, group.Remove())
+	}
+	return n.run(ctx, s, first, group, false)
+}
+
+// startFirst starts the first process of new namespaces: those that every sandbox
+// has, and those of flags.
+func startFirst(group *cgroup.Group, name string, flags uintptr) (*started, error) {
+	attr := syscall.SysProcAttr{
+		Setsid:     true,
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | flags,
+		Pdeathsig:  unix.SIGKILL,
 	}
 	fd, closeGroup := group.FD()
 	defer closeGroup()
 	if fd >= 0 {
 		attr.UseCgroupFD, attr.CgroupFD = true, fd
 	}
-	name := child.Name
-	if s.Init {
-		name = child.SupervisorName
+	return startChild(name, &attr)
+}
+
+// run has first, which is in group, run s. spare says that it was started before
+// it was known what for. After an error both are gone.
+func (n *Native) run(ctx context.Context, s Spec, first *started, group *cgroup.Group, spare bool) (Process, error) {
+	limits := cgroup.Limits{Memory: s.Resources.Memory, CPUs: s.Resources.CPUs, PIDs: s.Resources.PIDs, Devices: !s.Privileged, Allow: s.rules()}
+	if err := n.cgroups.Limit(group, limits); err != nil {
+		first.end()
+		return nil, errors.Join(err, group.Remove())
 	}
-	p, err := launch(ctx, s, c, name, &attr)
+	c := newConfig(s.withDevices())
+	if !s.Privileged && !group.LimitsDevices() {
+		noDev(c)
+	}
+	c.Cgroups, c.CgroupV1, c.CgroupV2 = group.Join(), group.Dirs(), group.Unified()
+	c.MakeNetNS = spare && c.NewNetNS
+	p, err := first.launch(ctx, s, c)
 	if err != nil {
 		return nil, errors.Join(err, group.Remove())
 	}
 	p.spec, p.group = s, group
 	return p, nil
-}
-
-// group makes the cgroup of s. Without limits to hold, a machine that lets us
-// make none is no error: the PID namespace ends all processes too.
-func (n *Native) group(s Spec) (*cgroup.Group, error) {
-	parent := s.CgroupParent
-	if parent == "" {
-		parent = DefaultCgroupParent
-	}
-	limits := cgroup.Limits{Memory: s.Resources.Memory, CPUs: s.Resources.CPUs, PIDs: s.Resources.PIDs, Devices: !s.Privileged, Allow: s.rules()}
-	return n.cgroups.New(parent, s.ID, limits)
 }
 
 // DefaultCgroupParent is the cgroup that those of steps are made in.

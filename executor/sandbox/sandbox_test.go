@@ -2,6 +2,7 @@ package sandbox_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -53,6 +54,14 @@ func eachSandbox(t *testing.T, f func(t *testing.T, s sandbox.Sandbox)) {
 		need(t, "busybox")
 		f(t, sandbox.NewNative(sandbox.NativeOptions{}))
 	})
+	t.Run("native, warmed", func(t *testing.T) {
+		need(t, "busybox")
+		w := warmed{sandbox.NewNative(sandbox.NativeOptions{})}
+		f(t, w)
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("runc", func(t *testing.T) {
 		need(t, "busybox", "runc")
 		dir := t.TempDir()
@@ -63,6 +72,18 @@ func eachSandbox(t *testing.T, f func(t *testing.T, s sandbox.Sandbox)) {
 			t.Errorf("%d directories are left in the state directory", len(left))
 		}
 	})
+}
+
+// warmed prepares for each process that it starts.
+type warmed struct{ *sandbox.Native }
+
+func (w warmed) Start(ctx context.Context, s sandbox.Spec) (sandbox.Process, error) {
+	parent := s.CgroupParent
+	if parent == "" {
+		parent = sandbox.DefaultCgroupParent
+	}
+	w.Warm("warmed", parent)
+	return w.Native.Start(ctx, s)
 }
 
 // image is a root filesystem of busybox and the probe, the lower layer of all.

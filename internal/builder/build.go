@@ -396,8 +396,19 @@ func (j *job) session() executor.Session {
 	return executor.Session{
 		Sources: j.from, Local: j.local, Fetcher: j.remote, Secret: func(_ context.Context, id string) ([]byte, error) { return j.readSecret(id) }, SSH: j.agents.socket,
 		Devices: j.devices, Meta: j.graph.Meta, Project: j.project(), Progress: j.Sink, Memory: j.Memory, CPUs: j.CPUs,
-		NoNewPrivileges: j.NoNewPrivileges, RestoreMount: j.restoreMount, MountUsed: j.mountUsed,
+		NoNewPrivileges: j.NoNewPrivileges, Execs: j.execs(), RestoreMount: j.restoreMount, MountUsed: j.mountUsed,
 	}
+}
+
+// execs is how many steps of the graph run a process.
+func (j *job) execs() int {
+	n := 0
+	j.graph.Walk(func(node *llb.Node) {
+		if _, ok := node.Op.(llb.Exec); ok {
+			n++
+		}
+	})
+	return n
 }
 
 // maxSecret bounds a secret, as BuildKit does.

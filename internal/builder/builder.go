@@ -92,7 +92,11 @@ func (b *Builder) Close(ctx context.Context) error {
 	if b.host.Networks != nil { // nil if Open failed early
 		network = b.host.Networks.Close()
 	}
-	return errors.Join(network, b.Store.Close(context.WithoutCancel(ctx)))
+	var box error
+	if w, ok := b.host.Sandbox.(sandbox.Warmer); ok {
+		box = w.Close()
+	}
+	return errors.Join(box, network, b.Store.Close(context.WithoutCancel(ctx)))
 }
 
 // Sweep removes what killed processes left: layers half made, temporary files,

@@ -359,15 +359,20 @@ func TestDetached(t *testing.T) {
 	if err := f.Remove(ctx, "box", false); err == nil || !strings.Contains(err.Error(), "is running") {
 		t.Errorf("Remove while running = %v, want a refusal", err)
 	}
-	var out buffer
+	var out, errs buffer
 	code, err := f.Exec(ctx, "box", ExecOptions{Args: []string{"/bin/sh", "-c", "cat; id -u; echo err >&2; exit 9"}, User: "web"},
-		Streams{In: strings.NewReader("in "), Out: &out, Err: &out})
-	if err != nil || code != 9 || !strings.Contains(out.String(), "in 1000\n") || !strings.Contains(out.String(), "err\n") {
-		t.Errorf("Exec = %q, %d, %v", out.String(), code, err)
+		Streams{In: strings.NewReader("in "), Out: &out, Err: &errs})
+	if err != nil || code != 9 || out.String() != "in 1000\n" || errs.String() != "err\n" {
+		t.Errorf("Exec = %q, %q, %d, %v", out.String(), errs.String(), code, err)
 	}
 	code, err = f.Exec(ctx, "box", ExecOptions{Args: []string{"/no/such"}}, Streams{})
 	if code != 127 || err == nil {
 		t.Errorf("Exec of nothing = %d, %v, want 127", code, err)
+	}
+	for began := time.Now(); !strings.Contains(f.logs("box", LogOptions{}), "hello"); time.Sleep(time.Millisecond) {
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("the container does not begin") // until it has, nothing is trapped
+		}
 	}
 	if err := f.Stop(ctx, c.ID[:10], nil); err != nil {
 		t.Fatal(err)

@@ -89,7 +89,9 @@ func isType(path string, magic int64) bool {
 // Group is the control group of one sandbox, in one or more hierarchies. A nil
 // Group is none at all.
 type Group struct {
+	path    string            // below the hierarchies: parent/id
 	v2      string            // directory, or ""
+	v2Err   error             // why there is none in version 2
 	v1      map[string]string // controller to directory
 	pure    bool
 	devices bool
@@ -98,34 +100,50 @@ type Group struct {
 // New makes the group parent/id and sets its limits. Where no group can be made
 // and none is needed to hold a limit, it returns one that is empty.
 func (t *Tree) New(parent, id string, l Limits) (*Group, error) {
-	t.look()
-	parent = filepath.Join("/", parent)
-	g := &Group{pure: t.pure, v1: map[string]string{}}
-	err := t.make(g, parent, id, l)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("cgroup %s: %w", filepath.Join(parent, id), err), g.Remove())
+	g := t.Unlimited(parent, id)
+	if err := t.Limit(g, l); err != nil {
+		return nil, errors.Join(err, g.Remove())
 	}
 	return g, nil
 }
 
-func (t *Tree) make(g *Group, parent, id string, l Limits) error {
+// Unlimited makes the group parent/id where one can be made without a limit to
+// hold; Limit does the rest.
+func (t *Tree) Unlimited(parent, id string) *Group {
+	t.look()
+	g := &Group{path: filepath.Join("/", parent, id), pure: t.pure, v1: map[string]string{}}
+	if t.v2 == "" {
+		return g
+	}
+	dir := filepath.Join(t.v2, g.path)
+	if g.v2Err = makeGroup(dir); g.v2Err == nil {
+		g.v2 = dir
+	}
+	return g
+}
+
+// Limit sets the limits of g, once. To those of version 1 a process has yet to be
+// moved: see Join.
+func (t *Tree) Limit(g *Group, l Limits) error {
+	if err := t.limit(g, l); err != nil {
+		return fmt.Errorf("cgroup %s: %w", g.path, err)
+	}
+	return nil
+}
+
+func (t *Tree) limit(g *Group, l Limits) error {
 	demanded := l.demanded()
-	if t.v2 != "" {
-		dir := filepath.Join(t.v2, parent, id)
-		err := makeGroup(dir)
-		if err == nil {
-			g.v2 = dir
-			// Where BPF is not to be had the sandbox has another way.
-			g.devices = l.Devices && limitDevices(dir, l.Allow) == nil
-		} else if t.pure && len(demanded) > 0 {
-			return fmt.Errorf("limits of %s cannot be held: %w", strings.Join(demanded, ", "), err)
-		}
+	if g.v2 != "" {
+		// Where BPF is not to be had the sandbox has another way.
+		g.devices = l.Devices && limitDevices(g.v2, l.Allow) == nil
+	} else if t.pure && len(demanded) > 0 {
+		return fmt.Errorf("limits of %s cannot be held: %w", strings.Join(demanded, ", "), g.v2Err)
 	}
 	if t.pure {
 		if len(demanded) == 0 {
 			return nil
 		}
-		if err := t.delegate(parent, demanded); err != nil {
+		if err := t.delegate(filepath.Dir(g.path), demanded); err != nil {
 			return err
 		}
 		return l.write2(g.v2)
@@ -135,7 +153,7 @@ func (t *Tree) make(g *Group, parent, id string, l Limits) error {
 		if !ok {
 			return fmt.Errorf("limit of %s cannot be held: no such controller at %s", c, t.root)
 		}
-		dir := filepath.Join(root, parent, id)
+		dir := filepath.Join(root, g.path)
 		if err := makeGroup(dir); err != nil {
 			return fmt.Errorf("limit of %s cannot be held: %w", c, err)
 		}

@@ -62,8 +62,16 @@ func Open() (*Control, *Config, error) {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return ctl, nil, fmt.Errorf("prctl PR_SET_DUMPABLE: %w", err)
 	}
+	// What the decoder has to find out about the types, it does before there is
+	// something to wait for.
+	if err := json.Unmarshal([]byte(sample), new(Config)); err != nil {
+		return ctl, nil, fmt.Errorf("read what to run: %w", err)
+	}
 	_, payload, err := ReadMessage(ctl)
 	if err != nil {
+		return ctl, nil, fmt.Errorf("read what to run: %w", err)
+	}
+	if err := ctl.takeStreams(); err != nil {
 		return ctl, nil, fmt.Errorf("read what to run: %w", err)
 	}
 	c := new(Config)
@@ -77,6 +85,9 @@ func Open() (*Control, *Config, error) {
 	}
 	return ctl, c, nil
 }
+
+// sample is a Config with something of each type.
+const sample = `{"Args":[""],"User":{"Groups":[0]},"Rlimits":[{"Name":""}],"Root":{"Data":""},"Mounts":[{"Options":[""]}],"CgroupV1":{"":""},"Seccomp":""}`
 
 // run makes the root filesystem in the new namespaces and executes the command
 // in it.
@@ -110,6 +121,11 @@ func (c *Config) enter() (console int, made []MadeDir, err error) {
 	if c.NetNS != "" {
 		if err := setns(c.NetNS, unix.CLONE_NEWNET); err != nil {
 			return -1, nil, fmt.Errorf("join network namespace: %w", err)
+		}
+	}
+	if c.MakeNetNS {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return -1, nil, fmt.Errorf("unshare network namespace: %w", err)
 		}
 	}
 	if c.NewNetNS {
@@ -198,14 +214,56 @@ func loopbackUp() error {
 
 // Control is the child's end of the socket to its parent. It is used without
 // the runtime's poller, which would start threads.
-type Control struct{ fd int }
+type Control struct {
+	fd      int
+	streams []int // descriptors that came along, for 0, 1 and 2
+}
 
 func (c *Control) Read(p []byte) (int, error) {
-	n, err := retry(func() (int, error) { return unix.Read(c.fd, p) })
+	oob := make([]byte, unix.CmsgSpace(3*4))
+	var oobn int
+	n, err := retry(func() (n int, err error) {
+		n, oobn, _, _, err = unix.Recvmsg(c.fd, p, oob, unix.MSG_CMSG_CLOEXEC)
+		return n, err
+	})
+	if err == nil && oobn > 0 {
+		err = c.keep(oob[:oobn])
+	}
 	if n == 0 && err == nil && len(p) > 0 {
 		err = io.EOF
 	}
 	return n, err
+}
+
+func (c *Control) keep(oob []byte) error {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return err
+	}
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			return err
+		}
+		c.streams = append(c.streams, fds...)
+	}
+	return nil
+}
+
+// takeStreams makes what came along this process's standard streams.
+func (c *Control) takeStreams() error {
+	if len(c.streams) != 3 {
+		return fmt.Errorf("%d streams came along, want 3", len(c.streams))
+	}
+	for i, fd := range c.streams {
+		if err := unix.Dup3(fd, i, 0); err != nil {
+			return fmt.Errorf("dup: %w", err)
+		}
+	}
+	for _, fd := range c.streams {
+		unix.Close(fd)
+	}
+	return nil
 }
 
 func (c *Control) Write(p []byte) (int, error) {

@@ -52,6 +52,7 @@ type Config struct {
 	Hostname   string
 	NetNS      string // "" for the one that this process is in
 	NewNetNS   bool   // it is a new one
+	MakeNetNS  bool   // it has yet to be made
 	Privileged bool
 	ShmSize    int64
 	NoDev      bool // device nodes count only where the sandbox itself made them

@@ -239,7 +239,7 @@ func (r *rootfs) mount(m Mount) error {
 	var err error
 	switch {
 	case m.Type == fileType:
-		fd, err = fileTree(m)
+		fd, err = r.fileTree(m)
 	case m.Type == DeviceType:
 		fd, err = deviceTree(m)
 	case m.Type == "overlay":

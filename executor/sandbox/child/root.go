@@ -19,7 +19,10 @@ type rootfs struct {
 	base  string // where it is mounted, "/" if not in a bundle
 	upper string // host directory that takes what is written to the root; "" if unknown
 	nodev bool
-	dirs  []*MadeDir // parents of mount points that were made, in order
+	// memory is the file system of files in memory, attached nowhere; -1: there
+	// is none yet. files is how many it has.
+	memory, files int
+	dirs          []*MadeDir // parents of mount points that were made, in order
 }
 
 // mountRoot detaches the mount namespace from the host's and mounts the root in
@@ -34,7 +37,7 @@ func (c *Config) mountRoot(base string) (*rootfs, error) {
 	if c.NoDev {
 		m.Options = append([]string{"nodev"}, m.Options...)
 	}
-	r := &rootfs{base: base, upper: c.Upper, nodev: c.NoDev}
+	r := &rootfs{base: base, upper: c.Upper, nodev: c.NoDev, memory: -1}
 	var err error
 	switch m.Type {
 	case "overlay":

@@ -52,7 +52,8 @@ func (c *Config) MountForRuntime() ([]MadeDir, error) {
 			return nil, fmt.Errorf("mount %w", err)
 		}
 	}
-	beside := &rootfs{base: path.Join(bundle, "mounts")}
+	beside := &rootfs{base: path.Join(bundle, "mounts"), memory: -1}
+	defer beside.closeMemory()
 	if beside.fd, err = unix.Open(beside.base, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
 		return nil, fmt.Errorf("mount: %w", err)
 	}

@@ -15,8 +15,9 @@ import (
 // for its content: nothing of it touches a disk, and it goes with the sandbox.
 const fileType = "file"
 
-// fileTree makes such a file and returns it as a mount of its own.
-func fileTree(m Mount) (int, error) {
+// fileTree makes such a file and returns it as a mount of its own: all of a
+// sandbox's are in one file system, of which nothing else can be reached.
+func (r *rootfs) fileTree(m Mount) (int, error) {
 	n, a, err := numbers(m.Options, "uid", "gid", "mode")
 	if err != nil {
 		return -1, fmt.Errorf("mount file: %w", err)
@@ -25,15 +26,21 @@ func fileTree(m Mount) (int, error) {
 	if !ok {
 		mode = 0o600
 	}
-	memory, err := filesystemTree(Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=0700"}})
-	if err != nil {
-		return -1, err
+	if r.memory < 0 {
+		if r.memory, err = filesystemTree(Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=0700"}}); err != nil {
+			return -1, err
+		}
 	}
-	defer unix.Close(memory)
-	if err := writeAt(memory, m.Data, int(n["uid"]), int(n["gid"]), mode); err != nil {
+	r.files++
+	name := strconv.Itoa(r.files)
+	if err := writeAt(r.memory, name, m.Data, int(n["uid"]), int(n["gid"]), mode); err != nil {
 		return -1, fmt.Errorf("mount file: %w", err)
 	}
-	fd, err := subTree(memory, "file")
+	fd, err := cloneSub(r.memory, name)
+	if errors.Is(err, unix.EINVAL) {
+		fd, err = subTree(r.memory, name)
+		r.closeMemory() // once attached somewhere it cannot be again
+	}
 	if err != nil {
 		return -1, err
 	}
@@ -42,6 +49,13 @@ func fileTree(m Mount) (int, error) {
 		return -1, fmt.Errorf("mount file: %w", err)
 	}
 	return fd, nil
+}
+
+// closeMemory lets go of the file system of files in memory; those that are
+// mounted stay.
+func (r *rootfs) closeMemory() {
+	closeFD(r.memory)
+	r.memory = -1
 }
 
 // numbers reads the options NAME=NUMBER of these names; a mode is in octal.
@@ -104,12 +118,12 @@ func deviceTree(m Mount) (int, error) {
 	return fd, nil
 }
 
-func writeAt(dir int, data []byte, uid, gid int, mode uint32) error {
-	fd, err := unix.Openat(dir, "file", unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+func writeAt(dir int, name string, data []byte, uid, gid int, mode uint32) error {
+	fd, err := unix.Openat(dir, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), "file")
+	f := os.NewFile(uintptr(fd), name)
 	_, err = f.Write(data)
 	if err == nil {
 		err = unix.Fchown(fd, uid, gid)

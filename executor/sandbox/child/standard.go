@@ -77,6 +77,7 @@ func (c *Config) mountAll() (*rootfs, error) {
 			return nil, fmt.Errorf("mount %w", err)
 		}
 	}
+	r.closeMemory()
 	if !c.Privileged {
 		if err := r.mask(); err != nil {
 			return nil, err
