@@ -60,7 +60,7 @@ func (e *edit) copy(ctx context.Context, a llb.Copy) error {
 	if err != nil {
 		return err
 	}
-	c := copier{edit: e, from: from, dest: a.Dest, read: e.reading(a.Input)}
+	c := copier{edit: e, from: from, dest: a.Dest, read: e.reading(a.Input), alone: a.Unpack || a.Parents}
 	if c.mode, err = parseMode(a.Mode); err != nil {
 		return err
 	}
@@ -107,6 +107,9 @@ func (e *edit) reading(i int) *pick.Hasher {
 
 // take copies one thing that a source names, or extracts it.
 func (c *copier) take(ctx context.Context, m pick.Match, f pick.Filter, unpack bool) error {
+	if err := c.apart(m); err != nil {
+		return err
+	}
 	if err := c.lane.Add(act{kind: actBegin, match: m}); err != nil {
 		return err
 	}
@@ -122,10 +125,22 @@ func (c *copier) take(ctx context.Context, m pick.Match, f pick.Filter, unpack b
 			return err
 		}
 	}
-	if err := c.lane.Add(act{kind: actEnd}); err != nil {
-		return err
+	return c.lane.Add(act{kind: actEnd})
+}
+
+// apart waits for what is being copied, where m may replace files of it: files of
+// other names come to stand beside each other.
+func (c *copier) apart(m pick.Match) error {
+	name := path.Base(m.Name)
+	whole := m.Dir || c.alone
+	if !whole && !c.whole && !c.beside[name] {
+		if c.beside == nil {
+			c.beside = map[string]bool{}
+		}
+		c.beside[name] = true
+		return nil
 	}
-	// The next match may replace files of this one.
+	c.beside, c.whole = map[string]bool{name: true}, whole
 	return c.lane.Drain()
 }
 
@@ -140,8 +155,15 @@ type copier struct {
 	// chowned: who was asked for, not a default; archives keep their owners else.
 	chowned bool
 
+	// alone: what one source names may be anywhere below the destination.
+	alone bool
+
 	lane *ordered.Pipeline[act]
 	dir  *tree.Dir // where the last file went
+
+	// What is being copied: files of these names, or with whole a directory.
+	beside map[string]bool
+	whole  bool
 }
 
 // parents makes the directories above a destination.

@@ -179,13 +179,15 @@ func TestProxiesAreNoIngredient(t *testing.T) {
 	if _, w := r.mustBuild(n); len(w.ran) != 0 {
 		t.Errorf("without the proxy it runs %q", w.ran)
 	}
-	noneHolds(t, r.store.Dir(), "hush")
+	r.noneHolds("hush")
 }
 
-// noneHolds looks through all files for text.
-func noneHolds(t *testing.T, dir, text string) {
+// noneHolds looks through all files of the state directory for text.
+func (r *rig) noneHolds(text string) {
+	t := r.t
 	t.Helper()
-	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+	r.settle()
+	err := filepath.WalkDir(r.store.Dir(), func(p string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
@@ -225,7 +227,7 @@ func TestSecretKeys(t *testing.T) {
 			t.Errorf("with another %s %d steps run", name, n)
 		}
 	}
-	noneHolds(t, r.store.Dir(), "hush-hush")
+	r.noneHolds("hush-hush")
 }
 
 func TestBind(t *testing.T) {
@@ -372,9 +374,11 @@ func TestExecGivesBack(t *testing.T) {
 				}}, users))
 			}
 			step("first") // some files of locks stay open, to be used again
+			r.settle()
 			before := openFiles(t)
 			r.box.do = func(ctx context.Context, s sandbox.Spec) error { return end(ctx, nil) }
 			step("second")
+			r.settle()
 			if after := openFiles(t); after != before {
 				t.Errorf("%d files are open, %d before", after, before)
 			}

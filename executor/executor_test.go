@@ -68,6 +68,9 @@ func newRig(t *testing.T) *rig {
 	}
 }
 
+// settle waits for what the driver deletes in the background.
+func (r *rig) settle() { r.store.Driver().(*overlay.Driver).Wait() }
+
 // write puts a file of the context; old enough for its stamp to be trusted.
 func (r *rig) write(name, text string) { r.put(name, text, 0o644) }
 

@@ -260,7 +260,7 @@ func (d *Driver) below(dir string) (*tree.Tree, error) {
 func (d *Driver) Commit(ctx context.Context, id string) error {
 	w, err := d.shelf.Work(id)
 	if err == nil {
-		err = d.shelf.Put(id, filepath.Join(w, "upper"))
+		err = d.shelf.PutSoon(id, filepath.Join(w, "upper"))
 	}
 	if err != nil {
 		return fmt.Errorf("commit layer %s: %w", id, err)

@@ -218,7 +218,6 @@ func (d *Driver) Commit(ctx context.Context, id string) error {
 	}
 	if err == nil {
 		err = d.shelf.Put(id, filepath.Join(dir, "delta"))
-		d.shelf.Wait() // a copy of a whole tree is left, whose room is wanted
 	}
 	if err != nil {
 		return fmt.Errorf("commit layer %s: %w", id, err)

@@ -47,7 +47,6 @@ func (d *Driver) makeTree(ctx context.Context, k string, chain []string) error {
 	err = d.stack(ctx, filepath.Join(dir, "made"), chain)
 	if err == nil {
 		err = d.trees.Put(k, filepath.Join(dir, "made"))
-		d.trees.Wait()
 	}
 	if err != nil {
 		return errors.Join(err, d.trees.Remove(k))

@@ -37,7 +37,7 @@ type Shelf struct {
 	mu   sync.Mutex
 	made map[string]*work // by ID, of this process
 
-	erasing sync.WaitGroup // what is deleted in the background
+	erasing sync.WaitGroup // of PutSoon
 }
 
 // work is the directory of a layer that is being made.
@@ -187,23 +187,26 @@ func (s *Shelf) Work(id string) (dir string, err error) {
 // deletes the rest. Where the layer is there already, it stays and path is
 // deleted.
 func (s *Shelf) Put(id, path string) error {
-	err := Rename(path, s.Layer(id))
-	if errors.Is(err, fs.ErrExist) {
-		return s.Drop(id)
-	}
-	if err != nil {
+	if err := Rename(path, s.Layer(id)); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	// What is left is small: it is deleted while others go on.
+	return s.Drop(id)
+}
+
+// PutSoon is Put that deletes the rest in the background.
+func (s *Shelf) PutSoon(id, path string) error {
+	if err := Rename(path, s.Layer(id)); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
 	left, done, err := s.unmake(id)
+	defer done()
 	if err == nil && left != "" {
 		s.erasing.Go(func() { _ = erase(left) }) // or the next to open the shelf does
 	}
-	done()
 	return err
 }
 
-// Wait waits until what Put left has been deleted.
+// Wait waits until PutSoon's deletions have ended; no more of them may begin.
 func (s *Shelf) Wait() { s.erasing.Wait() }
 
 // Rename is rename(2) that replaces nothing: an fs.ErrExist.
