@@ -3,6 +3,7 @@ package remote
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -103,7 +104,7 @@ func (c *Cache) open(ctx context.Context, d oci.Digest, root bool) error {
 		}
 		x, err = parseIndex(data)
 	default:
-		return ErrNoCache
+		return c.foreign(ctx, doc)
 	}
 	if err != nil {
 		return err
@@ -116,18 +117,42 @@ func (c *Cache) openAll(ctx context.Context, list []oci.Descriptor) error {
 	if len(list) > maxManifests {
 		list = list[:maxManifests]
 	}
+	none := ErrNoCache
 	for _, m := range list {
 		if !isDigest(m.Digest, "sha256") {
 			return fmt.Errorf("manifest %.80q is not a digest", m.Digest)
 		}
-		if err := c.open(ctx, m.Digest, false); err != nil && !errors.Is(err, ErrNoCache) {
+		err := c.open(ctx, m.Digest, false)
+		if err != nil && !errors.Is(err, ErrNoCache) {
 			return err
+		}
+		if errors.Is(err, errBuildKit) {
+			none = err
 		}
 	}
 	if len(c.parts) == 0 {
-		return ErrNoCache
+		return none
 	}
 	return nil
+}
+
+// foreign says what an image is that has no index of ours: BuildKit keeps its
+// inline cache in the configuration.
+func (c *Cache) foreign(ctx context.Context, doc document) error {
+	if doc.Config == nil {
+		return ErrNoCache
+	}
+	data, err := readBlob(ctx, c.place, *doc.Config, maxManifest)
+	if err != nil {
+		return ErrNoCache // as far as can be told
+	}
+	var config struct {
+		Cache json.RawMessage `json:"moby.buildkit.cache.v0"`
+	}
+	if json.Unmarshal(data, &config) == nil && len(config.Cache) > 0 {
+		return errBuildKit
+	}
+	return ErrNoCache
 }
 
 // add takes in an index and the blobs that its manifest lists.

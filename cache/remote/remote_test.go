@@ -298,6 +298,47 @@ func TestIndexBounds(t *testing.T) {
 	}
 }
 
+// An image with BuildKit's inline cache is refused by name, on its own and as one of
+// several platforms; one without is no cache.
+func TestBuildKitInline(t *testing.T) {
+	for _, tt := range []struct {
+		name, config string
+		several      bool
+		buildkit     bool
+	}{
+		{"inline", `{"os":"linux","moby.buildkit.cache.v0":"W10="}`, false, true},
+		{"inline of several platforms", `{"os":"linux","moby.buildkit.cache.v0":"W10="}`, true, true},
+		{"none", `{"os":"linux"}`, false, false},
+		{"none of several platforms", `{"os":"linux"}`, true, false},
+		{"no JSON", `<html>`, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := source(t, t.TempDir()).Place
+			put := func(mediaType, data string) oci.Descriptor {
+				t.Helper()
+				d := oci.Descriptor{MediaType: mediaType, Digest: digest.FromString(data), Size: int64(len(data))}
+				if err := p.Put(t.Context(), d, func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(data)), nil }, nil); err != nil {
+					t.Fatal(err)
+				}
+				return d
+			}
+			c := put(specs.MediaTypeImageConfig, tt.config)
+			m := fmt.Sprintf(`{"schemaVersion":2,"config":{"mediaType":%q,"digest":%q,"size":%d},"layers":[]}`, c.MediaType, c.Digest, c.Size)
+			if tt.several {
+				d := put(specs.MediaTypeImageManifest, m)
+				m = fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`, d.MediaType, d.Digest, d.Size)
+			}
+			if err := p.Commit(t.Context(), []byte(m)); err != nil {
+				t.Fatal(err)
+			}
+			_, err := Open(t.Context(), p)
+			if !errors.Is(err, ErrNoCache) || strings.Contains(err.Error(), "it is BuildKit's") != tt.buildkit {
+				t.Errorf("Open of an image with the configuration %s = %v, want an ErrNoCache that names BuildKit: %v", tt.config, err, tt.buildkit)
+			}
+		})
+	}
+}
+
 func TestBuildKitLayout(t *testing.T) {
 	dir := t.TempDir()
 	p := source(t, dir).Place
