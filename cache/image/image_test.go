@@ -371,6 +371,36 @@ func TestPrune(t *testing.T) {
 	}
 }
 
+// An entry without a name goes with its blobs when it is old, and one with a name
+// never does.
+func TestPruneForgotten(t *testing.T) {
+	s := checked(t)
+	clock := time.Now()
+	s.now = func() time.Time { return clock }
+	named, nameless := putImage(t, s, "named", amd64), putImage(t, s, "nameless", amd64)
+	if err := errors.Join(s.Set(ref(t, "x"), named), s.Add(nameless)); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		after time.Duration
+		left  int
+	}{{time.Minute, 2}, {time.Hour, 1}} {
+		clock = clock.Add(tt.after)
+		want, err := s.Garbage(t.Context(), time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.Prune(t.Context(), time.Hour, nil)
+		if err != nil || got != want || (got.Blobs > 0) != (tt.left == 1) {
+			t.Errorf("Prune after %s = %+v, %v, want %+v", tt.after, got, err, want)
+		}
+		list, err := s.List()
+		if err != nil || len(list) != tt.left || s.Has(nameless.Digest) != (tt.left == 2) || !s.Has(named.Digest) {
+			t.Errorf("Prune after %s leaves %v, %v, want %d entries", tt.after, list, err, tt.left)
+		}
+	}
+}
+
 func TestRecords(t *testing.T) {
 	s := checked(t)
 	diff, blob := digest.FromString("diff"), oci.Descriptor{MediaType: specs.MediaTypeImageLayerGzip, Digest: digest.FromString("blob"), Size: 7}

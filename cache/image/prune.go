@@ -31,16 +31,35 @@ type Pruned struct {
 	Bytes int64
 }
 
-// Prune removes the blobs that no entry of the index refers to, that keep (nil:
-// none) does not want, and that were neither written nor renewed within grace.
+// Prune removes the entries that are forgotten, and the blobs that no entry of the
+// index refers to, that keep (nil: none) does not want, and that were neither
+// written nor renewed within grace.
 func (s *Store) Prune(ctx context.Context, grace time.Duration, keep func(oci.Digest) bool) (Pruned, error) {
+	if _, err := s.Remove(func(n Named) bool { return s.Forgotten(n, grace) }); err != nil {
+		return Pruned{}, fmt.Errorf("prune image store: %w", err)
+	}
 	return s.prune(ctx, nil, grace, keep)
+}
+
+// Forgotten reports whether an entry has no name, and its manifest was neither
+// written nor renewed within grace. Builds in a script make such images by the
+// hundred, and nobody else removes them.
+func (s *Store) Forgotten(n Named, grace time.Duration) bool {
+	if n.HasName() {
+		return false
+	}
+	path, err := s.path(n.Desc.Digest)
+	if err != nil {
+		return false
+	}
+	st, err := os.Stat(path)
+	return err == nil && s.now().Sub(st.ModTime()) >= grace
 }
 
 // Garbage is what Prune would remove, but for what is wanted of it.
 func (s *Store) Garbage(ctx context.Context, grace time.Duration) (p Pruned, err error) {
 	err = s.lock(func() error {
-		live, err := s.live(ctx)
+		live, err := s.live(ctx, func(n Named) bool { return s.Forgotten(n, grace) })
 		if err == nil {
 			p, err = s.sweep(ctx, grace, func(d oci.Digest) bool { return live[d] }, func(string) error { return nil })
 		}
@@ -52,14 +71,17 @@ func (s *Store) Garbage(ctx context.Context, grace time.Duration) (p Pruned, err
 	return p, nil
 }
 
-// live is what entries of the index refer to. s is locked.
-func (s *Store) live(ctx context.Context) (map[oci.Digest]bool, error) {
+// live is what entries of the index refer to, but for those to skip. s is locked.
+func (s *Store) live(ctx context.Context, skip func(Named) bool) (map[oci.Digest]bool, error) {
 	idx, err := readIndex(s.indexPath())
 	if err != nil {
 		return nil, err // without names nothing can be told to be garbage
 	}
 	live := map[oci.Digest]bool{}
 	for _, m := range idx.Manifests {
+		if skip(Named{Ref: nameOf(m), Desc: m}) {
+			continue
+		}
 		if err := s.mark(ctx, m, live, 0); err != nil {
 			return nil, err
 		}
@@ -83,7 +105,7 @@ func (s *Store) Reclaim(ctx context.Context, gone []Named, grace time.Duration) 
 func (s *Store) prune(ctx context.Context, among map[oci.Digest]bool, grace time.Duration, keep func(oci.Digest) bool) (Pruned, error) {
 	var p Pruned
 	err := s.lock(func() error {
-		live, err := s.live(ctx)
+		live, err := s.live(ctx, func(Named) bool { return false })
 		if err != nil {
 			return err
 		}

@@ -47,14 +47,14 @@ func newPruneCommand(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "prune [flags]",
 		Short: "Remove what is no longer needed from the state directory",
-		Long: `Remove the results of steps and the downloads that no named image, no container
-and no build that runs needs; with --all cache mounts too, and the blobs of
-images that have no name any more. What was used longest ago goes first.
+		Long: `Remove the results of steps and the downloads that no image, no container and no
+build that runs needs; with --all cache mounts too, and images that have had no
+name for an hour. What was used longest ago goes first.
 
 After a build this happens by itself, once a day or when the disk is nearly full,
 down to BUILD_KEEP_STORAGE (such as 20GB, or "off"); by default to a fifth of the
-file system, and at least 10GB. Where that is not enough, blobs of images without
-a name and cache mounts go too that have not been used for a day.`,
+file system, and at least 10GB. Where that is not enough, images without a name
+and cache mounts go too that have not been used for a day.`,
 		Example: `  build prune --keep 20GB
   build prune --older-than 168h
   build prune --all --filter type=mount`,
@@ -85,7 +85,7 @@ a name and cache mounts go too that have not been used for a day.`,
 		},
 	}
 	f := c.Flags()
-	f.BoolVarP(&o.All, "all", "a", false, "cache mounts and blobs of images without a name too")
+	f.BoolVarP(&o.All, "all", "a", false, "cache mounts and images without a name too")
 	f.StringVar(&keep, "keep", "", "leave so much: a `size` such as 20GB")
 	f.DurationVar(&o.OlderThan, "older-than", 0, "only what has not been used for this `time`, such as 48h")
 	f.StringArrayVar(&filters, "filter", nil, "only a `type=KIND`: layer, mount or download (repeatable)")

@@ -38,30 +38,50 @@ func (p PruneResult) Bytes() int64 {
 const blobGrace = time.Hour
 
 // Prune removes what nothing needs. pinned lists layers that containers stand
-// on. o.Wanted is set here.
-func (b *Builder) Prune(ctx context.Context, o cache.PruneOptions, pinned []string) (PruneResult, error) {
-	var err error
-	if o.Wanted, err = b.wanted(pinned); err != nil {
-		return PruneResult{}, err
+// on. o.Wanted is set here. With o.All, images go that have had no name for long.
+func (b *Builder) Prune(ctx context.Context, o cache.PruneOptions, pinned []string) (r PruneResult, err error) {
+	images := time.Duration(0)
+	if o.All && len(o.Kinds) == 0 {
+		images = max(blobGrace, o.OlderThan)
 	}
-	var r PruneResult
-	p, err := b.Store.Prune(ctx, o)
-	r.Items, r.Left = p.Items, p.Left
-	if err != nil || !o.All || len(o.Kinds) > 0 || o.Keep > 0 && r.Left <= o.Keep {
+	if images > 0 && o.Keep > 0 {
+		used, err := b.used(ctx, pinned)
+		if err != nil {
+			return r, err
+		}
+		if used <= o.Keep {
+			images = 0
+		}
+	}
+	switch {
+	case images > 0 && o.DryRun:
+		r.Blobs, err = b.Images.Garbage(ctx, images)
+	case images > 0:
+		r.Blobs, err = b.Images.Prune(ctx, images, nil) // first: layers were for them
+	}
+	if err != nil {
 		return r, err
 	}
-	if o.DryRun {
-		r.Blobs, err = b.Images.Garbage(ctx, max(blobGrace, o.OlderThan))
-	} else {
-		r.Blobs, err = b.Images.Prune(ctx, max(blobGrace, o.OlderThan), nil)
+	if o.Wanted, err = b.wanted(pinned, images); err != nil {
+		return r, err
 	}
-	r.Left -= r.Blobs.Bytes
+	p, err := b.Store.Prune(ctx, o)
+	r.Items, r.Left = p.Items, p.Left
 	return r, err
+}
+
+// used is the room that the state directory takes, in bytes.
+func (b *Builder) used(ctx context.Context, pinned []string) (used int64, err error) {
+	items, err := b.Usage(ctx, pinned)
+	for _, i := range items {
+		used += i.Size
+	}
+	return used, err
 }
 
 // Usage lists what takes room in the state directory; pinned as for Prune.
 func (b *Builder) Usage(ctx context.Context, pinned []string) ([]cache.Item, error) {
-	wanted, err := b.wanted(pinned)
+	wanted, err := b.wanted(pinned, blobGrace)
 	if err != nil {
 		return nil, err
 	}
@@ -83,8 +103,9 @@ func (b *Builder) Usage(ctx context.Context, pinned []string) ([]cache.Item, err
 }
 
 // wanted tells of a layer what needs it: a container, or an image of the store,
-// which has no other copy of what was built here.
-func (b *Builder) wanted(pinned []string) (func(id string) []string, error) {
+// which has no other copy of what was built here; but for images that have had no
+// name for so long as forgotten, if that is not 0.
+func (b *Builder) wanted(pinned []string, forgotten time.Duration) (func(id string) []string, error) {
 	need := map[string][]string{}
 	for _, id := range pinned {
 		need[id] = append(need[id], "a container")
@@ -94,6 +115,9 @@ func (b *Builder) wanted(pinned []string) (func(id string) []string, error) {
 		return nil, err
 	}
 	for _, n := range list {
+		if forgotten > 0 && b.Images.Forgotten(n, forgotten) {
+			continue
+		}
 		name := n.Desc.Digest.String()
 		if n.HasName() {
 			name = n.Ref.Familiar()
@@ -145,8 +169,8 @@ const (
 // AutoPrune is called after a build. Once a day, or whenever the disk is nearly
 // full, it removes what was used longest ago until the state directory is within
 // its bound: keep bytes, or for 0 a fifth of its file system and at least 10 GiB.
-// Where results of steps and downloads are not enough, the blobs of images without
-// a name go too, and then cache mounts, of both what has been unused for a day.
+// Where results of steps and downloads are not enough, images without a name go
+// too, and then cache mounts, of both what has been unused for a day.
 func (b *Builder) AutoPrune(ctx context.Context, keep int64, pinned []string) (PruneResult, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(b.Store.Dir(), &st); err != nil {
@@ -170,13 +194,9 @@ func (b *Builder) AutoPrune(ctx context.Context, keep int64, pinned []string) (P
 		keep = max(size/shareOfDisk, leastBound)
 	}
 	if low {
-		used := int64(0)
-		items, err := b.Usage(ctx, pinned)
+		used, err := b.used(ctx, pinned)
 		if err != nil {
 			return PruneResult{}, err
-		}
-		for _, i := range items {
-			used += i.Size
 		}
 		keep = min(keep, max(used-(size/freeOfDisk-free), 1))
 	}
@@ -193,13 +213,17 @@ func (b *Builder) pruneTo(ctx context.Context, keep int64, pinned []string) (Pru
 	if r.Blobs, err = b.Images.Prune(ctx, image.Grace, nil); err != nil {
 		return r, err
 	}
-	if r.Left -= r.Blobs.Bytes; r.Left <= keep {
-		return r, nil
+	for _, o := range []cache.PruneOptions{
+		{Keep: keep}, // what those images were made of
+		{Keep: keep, Kinds: []string{cache.KindMount}, OlderThan: mountGrace},
+	} {
+		more, err := b.Prune(ctx, o, pinned)
+		r.Items, r.Left = append(r.Items, more.Items...), more.Left
+		if err != nil || r.Left <= keep {
+			return r, err
+		}
 	}
-	mounts := cache.PruneOptions{Keep: keep, Kinds: []string{cache.KindMount}, OlderThan: mountGrace}
-	m, err := b.Prune(ctx, mounts, pinned)
-	r.Items, r.Left = append(r.Items, m.Items...), m.Left
-	return r, err
+	return r, nil
 }
 
 // Mend is Check that drops what is damaged: it is made, or fetched, anew when it
