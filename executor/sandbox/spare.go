@@ -47,7 +47,7 @@ func (n *Native) Warm(id, parent string) {
 	id += "-next-" + strconv.Itoa(n.warmed)
 	sp := &spare{parent: parent, ready: make(chan struct{})}
 	n.spare = sp
-	sp.expiry = time.AfterFunc(spareLife, func() { n.giveUp(sp) })
+	sp.expiry = time.AfterFunc(spareLife, func() { _ = n.giveUp(sp) }) // what is left is swept
 	go func() {
 		defer close(sp.ready)
 		sp.group = n.cgroups.Unlimited(parent, id)
