@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/llb"
@@ -165,7 +166,7 @@ func (s *Solver[R]) run(ctx context.Context, f *flight[R], j job[R]) {
 
 // fill makes f's result: lock, look again, take a slot, run, record.
 func (s *Solver[R]) fill(ctx context.Context, f *flight[R], j job[R]) error {
-	unlock, err := s.cache.Lock(ctx, j.key)
+	unlock, err := s.lock(ctx, f, j)
 	if err != nil {
 		return fmt.Errorf("lock the step: %w", err)
 	}
@@ -185,6 +186,14 @@ func (s *Solver[R]) fill(ctx context.Context, f *flight[R], j job[R]) error {
 		f.putErr = s.cache.Put(ctx, j.key, r)
 	}
 	return nil
+}
+
+func (s *Solver[R]) lock(ctx context.Context, f *flight[R], j job[R]) (unlock func(), err error) {
+	if w, ok := f.owner.opts.Observer.(Waiter); ok {
+		t := time.AfterFunc(patience, func() { w.Waiting(j.node) })
+		defer t.Stop()
+	}
+	return s.cache.Lock(ctx, j.key)
 }
 
 // slotted runs the step in a slot. Slots are held only while running: a step

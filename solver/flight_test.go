@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -327,6 +328,45 @@ func TestWaitingForALockHoldsNoSlot(t *testing.T) {
 		unlock()
 		if got := <-held; got.err != nil {
 			t.Error(got.err)
+		}
+	})
+}
+
+// patient is an Observer that counts what it hears of waiting.
+type patient struct{ heard atomic.Int64 }
+
+func (*patient) Started(*llb.Node, time.Time)           {}
+func (*patient) Running(*llb.Node, string)              {}
+func (*patient) Done(*llb.Node, bool, error, time.Time) {}
+func (p *patient) Waiting(*llb.Node)                    { p.heard.Add(1) }
+
+func TestWaitingIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, p := newStore(), &patient{}
+		a := run("a")
+		unlock, err := st.Lock(t.Context(), contentKey(a, nil)) // another process runs it
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := newSolver(t, st, 1)
+		held := solve(t.Context(), s, graph(a), sleeper(time.Minute), SolveOptions{Observer: p})
+		for _, step := range []struct {
+			after time.Duration
+			want  int64
+		}{{patience - 1, 0}, {1, 1}, {time.Hour, 1}} {
+			time.Sleep(step.after)
+			synctest.Wait()
+			if got := p.heard.Load(); got != step.want {
+				t.Errorf("%v later it has heard of %d waits, want %d", step.after, got, step.want)
+			}
+		}
+		unlock()
+		if got := <-held; got.err != nil {
+			t.Error(got.err)
+		}
+		<-solve(t.Context(), s, graph(run("b")), sleeper(time.Minute), SolveOptions{Observer: p})
+		if got := p.heard.Load(); got != 1 {
+			t.Errorf("it has heard of %d waits, want none of what runs itself", got)
 		}
 	})
 }

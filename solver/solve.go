@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/llb"
@@ -57,6 +58,15 @@ type SolveOptions struct {
 type Warner interface {
 	Warn(n *llb.Node, err error)
 }
+
+// Waiter is an Observer that also hears when a step has been waiting for a second
+// for another process that has locked it, to run it most likely.
+type Waiter interface {
+	Waiting(n *llb.Node)
+}
+
+// patience is how long a step waits before its Waiter hears of it.
+const patience = time.Second
 
 // Inexact is implemented by results that may be other than their node's digest
 // says: a file of the context changed between pinning and copying. Such a

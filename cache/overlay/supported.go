@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -73,6 +74,14 @@ func mountable(probe string) error {
 		defer unix.Close(fd)
 		if err := unix.FsconfigSetString(fs, d, fmt.Sprintf("/proc/self/fd/%d", fd)); err != nil {
 			return fmt.Errorf("%s: %w", d, unsupported(err))
+		}
+	}
+	// Some of these take rights over extended attributes that root of a user
+	// namespace has not.
+	for _, o := range options(nil) {
+		key, value, _ := strings.Cut(o, "=")
+		if err := unix.FsconfigSetString(fs, key, value); err != nil {
+			return fmt.Errorf("%s: %w", o, unsupported(err))
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {

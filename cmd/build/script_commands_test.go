@@ -2,13 +2,17 @@ package main
 
 import (
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -106,4 +110,43 @@ func size(ts *testscript.TestScript, neg bool, args []string) {
 	name := ts.MkAbs(args[1])
 	ts.Check(os.MkdirAll(filepath.Dir(name), 0o755))
 	ts.Check(os.WriteFile(name, data, 0o644))
+}
+
+// otherUser runs the program as root of a user namespace, whose users are other
+// ones of this machine: of the files of all else here it can only read what
+// everybody can.
+func otherUser(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: otheruser DIR ARG...")
+	}
+	const first, count = 200000, 65536
+	// Not in the test's own directory, which is root's alone.
+	home, err := os.MkdirTemp("/var/tmp", "build-other-user-")
+	ts.Check(err)
+	ts.Defer(func() { os.RemoveAll(home) })
+	ts.Check(os.CopyFS(filepath.Join(home, "context"), os.DirFS(ts.MkAbs(args[0]))))
+	bin, _, _ := strings.Cut(ts.Getenv("PATH"), ":")
+	program, config := filepath.Join(home, "build"), filepath.Join(home, "config.toml")
+	for from, to := range map[string]string{filepath.Join(bin, "build"): program, ts.Getenv("BUILD_CONFIG"): config} {
+		data, err := os.ReadFile(from)
+		ts.Check(err)
+		ts.Check(os.WriteFile(to, data, 0o755))
+	}
+	ts.Check(filepath.WalkDir(home, func(p string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(p, first, first)
+	}))
+	cmd := exec.Command(program, args[1:]...)
+	cmd.Dir = filepath.Join(home, "context")
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "BUILD_ROOT=" + filepath.Join(home, "root"), "BUILD_CONFIG=" + config, "TZ=Asia/Tokyo"}
+	cmd.Stdout, cmd.Stderr = ts.Stdout(), ts.Stderr()
+	ids := []syscall.SysProcIDMap{{HostID: first, Size: count}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
+		UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
+		Credential: &syscall.Credential{},
+	}
+	ts.Check(cmd.Run())
 }

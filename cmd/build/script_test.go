@@ -36,6 +36,8 @@ import (
 //	                     and how many answers and bytes that were
 //	freeport NAME        sets $NAME to a port that nobody listens on
 //	get URL              does a GET until it is answered; the body is stdout
+//	otheruser DIR ARG…   runs build ARG… as another user, in a copy of DIR, with a
+//	                     home and a state directory of its own
 //	size N FILE          writes N bytes that do not compress
 //	hasgroup             fails if no step of a build has a control group
 //	noleft               fails if a mount, control group, network device, firewall
@@ -84,18 +86,19 @@ func TestScript(t *testing.T) {
 					Files: []string{script},
 					Setup: func(e *testscript.Env) error { return setup(t, e, name, bin, registry.Addr) },
 					Cmds: map[string]func(*testscript.TestScript, bool, []string){
-						"actions":  w.actions,
-						"await":    await,
-						"bucket":   w.bucket,
-						"flip":     flip,
-						"proxy":    w.proxy,
-						"requests": w.requests,
-						"base":     b.command,
-						"freeport": freeport,
-						"get":      get,
-						"hasgroup": hasgroup,
-						"noleft":   noleft,
-						"size":     size,
+						"actions":   w.actions,
+						"await":     await,
+						"bucket":    w.bucket,
+						"flip":      flip,
+						"proxy":     w.proxy,
+						"requests":  w.requests,
+						"base":      b.command,
+						"freeport":  freeport,
+						"get":       get,
+						"hasgroup":  hasgroup,
+						"noleft":    noleft,
+						"otheruser": otherUser,
+						"size":      size,
 					},
 				})
 			})

@@ -122,6 +122,11 @@ func (o *observer) Done(n *llb.Node, cached bool, err error, at time.Time) {
 	o.sink.Emit(progress.Done{Step: n.Digest, Cached: cached, Why: why, Err: shown(err), Time: at})
 }
 
+// Waiting implements solver.Waiter.
+func (o *observer) Waiting(n *llb.Node) {
+	o.sink.Emit(progress.Log{Step: n.Digest, Stream: 2, Data: []byte("waiting for another build that runs this step\n"), Time: time.Now()})
+}
+
 // Warn implements solver.Warner.
 func (o *observer) Warn(n *llb.Node, err error) {
 	o.sink.Emit(progress.Warning{Message: o.graph.Meta[n.Digest].Name + ": " + err.Error(), Detail: "the result is used, but will not be found by the next build"})
