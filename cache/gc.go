@@ -85,31 +85,32 @@ func (s *Store) gcLock(how int) (release func(), err error) {
 }
 
 // use marks layers as used by this process: what has been used since the oldest
-// process that runs began is not collected.
-func (s *Store) use(layers []oci.Layer) {
+// process that runs began is not collected. fresh: some were not yet.
+func (s *Store) use(layers []oci.Layer) (fresh bool) {
 	s.mu.Lock()
-	var fresh []string
+	var ids []string
 	for _, l := range layers {
 		for _, id := range []string{l.ID, l.Source} {
 			if id != "" && !s.used[id] {
 				s.used[id] = true
-				fresh = append(fresh, id)
+				ids = append(ids, id)
 			}
 		}
 	}
 	s.mu.Unlock()
-	if len(fresh) == 0 {
-		return
+	if len(ids) == 0 {
+		return false
 	}
 	release, err := s.gcLock(unix.LOCK_SH)
 	if err != nil {
-		return // a disk that takes no new file: nothing is collected there either
+		return true // a disk that takes no new file: nothing is collected there either
 	}
 	defer release()
 	now := s.now()
-	for _, id := range fresh {
+	for _, id := range ids {
 		_ = os.Chtimes(s.layerPath(id), time.Time{}, now) // one that is not here is found to be missing next
 	}
+	return true
 }
 
 // running is when the oldest process that has the directory open began; but for

@@ -96,7 +96,9 @@ func (s *Store) Hold(id string) (oci.Layer, error) {
 	if err != nil {
 		return l, err
 	}
-	s.use([]oci.Layer{{ID: id}})
+	if !s.use([]oci.Layer{{ID: id}}) {
+		return l, nil
+	}
 	return s.Layer(id) // it may have gone before
 }
 

@@ -20,14 +20,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"iter"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
+	"sync"
 
 	"github.com/861fb494/build/cache/layer"
 	"github.com/861fb494/build/cache/shelf"
@@ -47,11 +44,10 @@ type Driver struct {
 	shelf *shelf.Shelf
 	empty string
 	o     Options
-}
 
-// maxLayers is how many lower directories overlayfs stacks: OVL_MAX_STACK of
-// fs/overlayfs/params.h.
-const maxLayers = 500
+	mu   sync.Mutex
+	seen map[string]seen // of committed layers, by ID
+}
 
 // New opens the store in dir, which it makes if need be.
 func New(dir string, o Options) (*Driver, error) {
@@ -69,7 +65,7 @@ func New(dir string, o Options) (*Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	return &Driver{shelf: s, empty: empty, o: o}, nil
+	return &Driver{shelf: s, empty: empty, o: o, seen: map[string]seen{}}, nil
 }
 
 // Dir is the directory of committed layer id.
@@ -78,32 +74,6 @@ func (d *Driver) Dir(id string) string { return d.shelf.Layer(id) }
 // HardLinks says that a new layer may have hard links to files of committed
 // ones: overlayfs copies what is below before it writes to it.
 func (d *Driver) HardLinks() bool { return true }
-
-// lowers is the directories of chain, topmost first, without those that an
-// opaque root hides. Overlayfs refuses a directory that is there twice; the
-// lower of the two adds nothing.
-func (d *Driver) lowers(chain []string) ([]string, error) {
-	if len(chain) > maxLayers {
-		return nil, fmt.Errorf("%d layers: overlayfs stacks at most %d", len(chain), maxLayers)
-	}
-	var dirs []string
-	for i := len(chain) - 1; i >= 0; i-- {
-		if slices.Contains(chain[i+1:], chain[i]) {
-			continue
-		}
-		dir, b := d.Dir(chain[i]), [1]byte{}
-		n, err := unix.Lgetxattr(dir, tree.OpaqueXattr, b[:])
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("layer %s: %w", chain[i], fs.ErrNotExist)
-		}
-		dirs = append(dirs, dir)
-		// Overlayfs itself takes no notice of an opaque root.
-		if err == nil && n == 1 && b[0] == 'y' {
-			break
-		}
-	}
-	return dirs, nil
-}
 
 // Prepare begins layer id upon chain; see cache.Driver. Root may be mounted
 // more than once only without the option "volatile", which a caller may drop.
@@ -132,7 +102,7 @@ func (d *Driver) prepare(id string, chain []string) (tree.Snapshot, error) {
 }
 
 // fill makes the directories of a prepared layer in dir.
-func (d *Driver) fill(dir string, chain, lowers []string) (tree.Snapshot, error) {
+func (d *Driver) fill(dir string, chain []string, lowers []tree.Lower) (tree.Snapshot, error) {
 	upper, scratch := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	for _, p := range []string{upper, scratch} {
 		if err := os.Mkdir(p, 0o755); err != nil {
@@ -146,7 +116,7 @@ func (d *Driver) fill(dir string, chain, lowers []string) (tree.Snapshot, error)
 	if err := os.WriteFile(filepath.Join(dir, "chain"), []byte(list), 0o600); err != nil {
 		return tree.Snapshot{}, err
 	}
-	t, err := tree.New(upper, lowers)
+	t, err := tree.Stack(upper, lowers)
 	if err != nil {
 		return tree.Snapshot{}, err
 	}
@@ -154,7 +124,7 @@ func (d *Driver) fill(dir string, chain, lowers []string) (tree.Snapshot, error)
 		// No overlay, so no whiteouts either: a deletion is one.
 		return tree.Snapshot{Root: oci.Mount{Type: "bind", Source: upper, Options: []string{"bind", "rw"}}, Tree: t}, nil
 	}
-	if err := copyRoot(t, lowers[0]); err != nil {
+	if err := copyRoot(t, lowers[0].Dir); err != nil {
 		t.Close()
 		return tree.Snapshot{}, err
 	}
@@ -183,10 +153,10 @@ func copyRoot(t *tree.Tree, lower string) error {
 // options are the mount options for lowers, topmost first. A layer must hold
 // what it changes and nothing that leads to other layers: all that would make
 // overlayfs write such references is off.
-func options(lowers []string) []string {
+func options(lowers []tree.Lower) []string {
 	o := []string{"index=off", "metacopy=off", "redirect_dir=off", "xino=off"}
 	for _, l := range lowers {
-		o = append(o, "lowerdir+="+l)
+		o = append(o, "lowerdir+="+l.Dir)
 	}
 	return o
 }
@@ -197,16 +167,20 @@ func (d *Driver) View(ctx context.Context, chain []string) (tree.Snapshot, error
 	if err != nil {
 		return tree.Snapshot{}, fmt.Errorf("view: %w", err)
 	}
-	// Without an upper directory overlayfs wants two lower ones; and a single
-	// layer is an overlay too, since it may have whiteouts.
-	t, err := tree.New("", append(lowers, d.empty))
+	none := len(lowers) == 0
+	if len(lowers) < 2 {
+		// Without an upper directory overlayfs wants two lower ones; and a single
+		// layer is an overlay too, since it may have whiteouts.
+		lowers = append(lowers, tree.Lower{Dir: d.empty})
+	}
+	t, err := tree.Stack("", lowers)
 	if err != nil {
 		return tree.Snapshot{}, fmt.Errorf("view: %w", err)
 	}
-	if len(lowers) == 0 {
+	if none {
 		return tree.Snapshot{Root: oci.Mount{Type: "bind", Source: d.empty, Options: []string{"bind", "ro"}}, Tree: t}, nil
 	}
-	o := append(options(append(lowers, d.empty)), "ro")
+	o := append(options(lowers), "ro")
 	return tree.Snapshot{Root: oci.Mount{Type: "overlay", Source: "overlay", Options: o}, Tree: t}, nil
 }
 
@@ -251,7 +225,7 @@ func (d *Driver) below(dir string) (*tree.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	return tree.New("", lowers)
+	return tree.Stack("", lowers)
 }
 
 // Commit makes prepared layer id usable in chains. It must not be mounted, and
@@ -273,6 +247,9 @@ func (d *Driver) Wait() { d.shelf.Wait() }
 
 // Remove deletes layer id; see cache.Driver and shelf.Shelf.
 func (d *Driver) Remove(ctx context.Context, id string) error {
+	d.mu.Lock()
+	delete(d.seen, id)
+	d.mu.Unlock()
 	if err := d.shelf.Remove(id); err != nil {
 		return fmt.Errorf("remove layer %s: %w", id, err)
 	}

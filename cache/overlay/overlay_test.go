@@ -23,26 +23,14 @@ func TestRoot(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, id := range []string{"a", "b"} {
-			s, err := d.Prepare(t.Context(), id, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			s.Tree.Close()
-			if err := d.Commit(t.Context(), id); err != nil {
-				t.Fatal(err)
-			}
+			made(t, d, id, nil, "f")
 		}
 		s, err := d.Prepare(t.Context(), "c", []string{"a", "b", "a"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		s.Tree.Close()
-		var lowers []string
-		for _, o := range s.Root.Options {
-			if dir, ok := strings.CutPrefix(o, "lowerdir+="); ok {
-				lowers = append(lowers, filepath.Base(dir))
-			}
-		}
+		lowers := stacked(s)
 		if want := []string{"a", "b"}; !slices.Equal(lowers, want) {
 			t.Errorf("%s: lower directories %q, want %q", c.name, lowers, want)
 		}

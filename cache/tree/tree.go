@@ -44,40 +44,87 @@ type Tree struct {
 
 // layerDir is a layer's directory and, open, the directory in it used last.
 type layerDir struct {
-	root    int
+	Lower
+	root    int // -1: not opened yet
 	sub     int // -1: none
 	subPath string
+}
+
+// Lower is a layer that is read.
+type Lower struct {
+	Dir string
+	// Names are the names in Dir, sorted, those of whiteouts too, of a layer that
+	// nothing changes any more; nil if they are not known. Dir is only opened
+	// for what it has.
+	Names []string
+}
+
+// lacks reports whether the layer is known not to have the name in its root.
+func (l *layerDir) lacks(name string) bool {
+	if l.Names == nil || name == "" {
+		return false
+	}
+	_, found := slices.BinarySearch(l.Names, name)
+	return !found
 }
 
 // New opens the tree of lowers, topmost first, under upper. upper is "" for a
 // tree that is only read. Close releases its file descriptors.
 func New(upper string, lowers []string) (*Tree, error) {
-	t := &Tree{dirs: map[string][]int{}, times: map[string]time.Time{}}
-	all := lowers
-	if upper != "" {
-		t.upper = true
-		all = append([]string{upper}, lowers...)
+	known := make([]Lower, len(lowers))
+	for i, dir := range lowers {
+		known[i].Dir = dir
 	}
-	var root []int
-	for i, dir := range all {
-		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			t.Close()
-			return nil, fmt.Errorf("open layer directory %s: %w", dir, err)
-		}
-		t.layers = append(t.layers, &layerDir{root: fd, sub: -1})
-		root = append(root, i)
+	t, err := Stack(upper, known)
+	if err != nil {
+		return nil, err
 	}
 	// A layer whose root is opaque ("rm -rf /*", and a pulled layer may say
 	// so) hides all below it.
+	root := t.dirs["/"]
 	for i := range root {
 		if len(root) > 1 && t.opaque(i, "/") {
-			root = root[:i+1]
+			t.dirs["/"] = root[:i+1]
 			break
+		}
+	}
+	return t, nil
+}
+
+// Stack is New for lowers whose roots do not hide each other.
+func Stack(upper string, lowers []Lower) (*Tree, error) {
+	t := &Tree{dirs: map[string][]int{}, times: map[string]time.Time{}}
+	if upper != "" {
+		t.upper = true
+		lowers = append([]Lower{{Dir: upper}}, lowers...)
+	}
+	var root []int
+	for i, l := range lowers {
+		d := &layerDir{Lower: l, root: -1, sub: -1}
+		t.layers = append(t.layers, d)
+		root = append(root, i)
+		if l.Names != nil {
+			continue
+		}
+		if _, err := d.open(); err != nil {
+			t.Close()
+			return nil, fmt.Errorf("open layer directory %s: %w", l.Dir, err)
 		}
 	}
 	t.dirs["/"] = root
 	return t, nil
+}
+
+// open is the layer's directory, open.
+func (l *layerDir) open() (int, error) {
+	if l.root >= 0 {
+		return l.root, nil
+	}
+	fd, err := unix.Open(l.Dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		l.root = fd
+	}
+	return l.root, err
 }
 
 // Close gives directories written to their modification times back and
@@ -99,7 +146,9 @@ func (t *Tree) Close() error {
 	clear(t.times)
 	for _, l := range t.layers {
 		l.forget()
-		unix.Close(l.root)
+		if l.root >= 0 {
+			unix.Close(l.root)
+		}
 	}
 	t.layers = nil
 	return first
@@ -131,15 +180,20 @@ func (l *layerDir) forget() {
 // dir is an open directory of layer i; valid until the next call.
 func (t *Tree) dir(i int, p string) (int, error) {
 	l := t.layers[i]
-	if p == "/" {
-		return l.root, nil
-	}
 	if l.sub >= 0 && l.subPath == p {
 		return l.sub, nil
 	}
+	root, err := l.open()
+	if err != nil {
+		// Not a file that is not there: a layer that was.
+		return -1, fmt.Errorf("open layer directory %s: %v", l.Dir, err)
+	}
+	if p == "/" {
+		return root, nil
+	}
 	// No symbolic link is followed: a layer's directories are what the tree
 	// says they are, also while somebody changes a user's directory.
-	fd, err := unix.Openat2(l.root, p[1:], &unix.OpenHow{
+	fd, err := unix.Openat2(root, p[1:], &unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
 	})
@@ -154,7 +208,8 @@ func (t *Tree) dir(i int, p string) (int, error) {
 // parent is the open parent of p in layer i, and p's name in it.
 func (t *Tree) parent(i int, p string) (int, string, error) {
 	if p == "/" {
-		return t.layers[i].root, ".", nil
+		fd, err := t.dir(i, p)
+		return fd, ".", err
 	}
 	fd, err := t.dir(i, path.Dir(p))
 	return fd, path.Base(p), err
@@ -162,6 +217,9 @@ func (t *Tree) parent(i int, p string) (int, string, error) {
 
 func (t *Tree) stat(i int, p string) (unix.Stat_t, error) {
 	var st unix.Stat_t
+	if strings.LastIndexByte(p, '/') == 0 && t.layers[i].lacks(p[1:]) {
+		return st, unix.ENOENT
+	}
 	fd, name, err := t.parent(i, p)
 	if err == nil {
 		err = unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)

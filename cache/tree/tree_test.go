@@ -199,3 +199,32 @@ func TestWrite(t *testing.T) {
 		}
 	}
 }
+
+// A layer whose names are known is not opened for others.
+func TestStackKnown(t *testing.T) {
+	_, lowers := stack(t)
+	gone := filepath.Join(t.TempDir(), "gone")
+	known := []Lower{{Dir: gone, Names: []string{}}, {Dir: gone, Names: []string{"one", "other"}}}
+	for _, dir := range lowers {
+		known = append(known, Lower{Dir: dir})
+	}
+	tr, err := Stack("", known)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	if e, err := tr.Lstat("/a/two"); err != nil || e.Size != 2 {
+		t.Errorf("Lstat(/a/two) = %d bytes, %v, want 2", e.Size, err)
+	}
+	for _, p := range []string{"/none", "/a/none", "/gone"} {
+		if _, err := tr.Quick(p); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("Quick(%s): %v, want that it does not exist", p, err)
+		}
+	}
+	// A layer that is gone is no layer that has nothing.
+	for _, p := range []string{"/", "/one", "/other/f"} {
+		if _, err := tr.Lstat(p); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("Lstat(%s) of a layer that is gone: %v, want another error", p, err)
+		}
+	}
+}
