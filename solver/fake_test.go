@@ -56,6 +56,7 @@ type store struct {
 
 	getErr error // of any Get, where set
 	putErr error
+	putFor time.Duration // what a Put takes
 }
 
 func newStore() *store {
@@ -82,6 +83,11 @@ func (s *store) Get(ctx context.Context, k Key) (string, error) {
 }
 
 func (s *store) Put(ctx context.Context, k Key, r string) error {
+	select {
+	case <-time.After(s.putFor):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.puts[k.Digest]++

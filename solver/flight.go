@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/861fb494/build/internal/oci"
@@ -26,15 +27,19 @@ type flight[R any] struct {
 	// running is closed when Run is about to begin; not if that is not needed.
 	running chan struct{}
 	done    chan struct{}
+	// recorded is closed after done, when nothing of the flight is left.
+	recorded chan struct{}
 
 	waiters int // guarded by Solver.mu
 
 	// Set before done is closed.
 	result   R
-	cached   bool  // somebody else had made it meanwhile
-	putErr   error // it could not be recorded
+	cached   bool // somebody else had made it meanwhile
 	err      error
 	orphaned bool // its owner had left before it ended
+
+	// Set before recorded is closed.
+	putErr error // the result could not be recorded
 }
 
 // fly waits for the result of the step, in the flight that is under way or in a
@@ -45,11 +50,13 @@ func (s *step[R]) fly(key Key, in []R, why string) (r R, cached bool, err error)
 		if err := s.await(f, why); err != nil {
 			return r, false, err
 		}
+		// A result is recorded while the steps upon it run.
+		s.wg.Go(func() {
+			<-f.recorded
+			s.warn(f.putErr)
+		})
 		if f.owner != s.build && (f.ownersMatter() || f.err == nil && refuse(s.worker, s.node, f.result) != nil) {
 			continue
-		}
-		if f.err == nil {
-			s.warn(f.putErr)
 		}
 		return f.result, f.cached, f.err
 	}
@@ -82,7 +89,7 @@ func (s *step[R]) board(key Key, in []R) *flight[R] {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(s.ctx))
 	f := &flight[R]{
 		key: fk, owner: s.build, cancel: cancel, waiters: 1,
-		running: make(chan struct{}), done: make(chan struct{}),
+		running: make(chan struct{}), done: make(chan struct{}), recorded: make(chan struct{}),
 	}
 	so.flights[fk] = f
 	go so.run(ctx, f, job[R]{s.node, key, in, !s.noCache()})
@@ -107,7 +114,7 @@ func (s *step[R]) await(f *flight[R], why string) error {
 		case <-s.ctx.Done():
 			if s.solver.leave(f) {
 				// Nobody else waits for it to put down what it holds.
-				<-f.done
+				<-f.recorded
 			}
 			return s.ctx.Err()
 		}
@@ -144,15 +151,32 @@ type job[R any] struct {
 	look bool // in the cache, whether somebody else has done it
 }
 
-// run is a flight's goroutine. The last waiter waits for it.
+// run is a flight's goroutine. All waiters wait for it, in the end.
 func (s *Solver[R]) run(ctx context.Context, f *flight[R], j job[R]) {
+	defer close(f.recorded)
+	unlock, err := s.lock(ctx, f, j)
+	if err != nil {
+		err = fmt.Errorf("lock the step: %w", err)
+	} else {
+		defer unlock()
+	}
+	s.settle(ctx, f, j, err)
+	if f.err == nil && !f.cached && !isInexact(f.result) {
+		runtime.Gosched() // the steps upon it go first
+		// It is made, whatever becomes of the builds that wanted it.
+		f.putErr = s.put(context.WithoutCancel(ctx), j.key, f.result)
+	}
+}
+
+// settle has what f is to yield made, unless err, and tells the waiters.
+func (s *Solver[R]) settle(ctx context.Context, f *flight[R], j job[R], err error) {
 	defer close(f.done)
 	defer func() {
 		// To be seen now: the owner's context also ends by this failure.
 		f.orphaned = f.owner.ctx.Err() != nil
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.remove(f) // who comes now finds the result in the cache
+		s.remove(f) // who comes now finds the result in the cache, once it is not locked
 	}()
 	finished := false
 	defer func() {
@@ -160,17 +184,15 @@ func (s *Solver[R]) run(ctx context.Context, f *flight[R], j job[R]) {
 			f.err = died(recover())
 		}
 	}()
-	f.err = s.fill(ctx, f, j)
+	if err == nil {
+		err = s.fill(ctx, f, j)
+	}
+	f.err = err
 	finished = true
 }
 
-// fill makes f's result: lock, look again, take a slot, run, record.
+// fill makes f's result: look again, take a slot, run.
 func (s *Solver[R]) fill(ctx context.Context, f *flight[R], j job[R]) error {
-	unlock, err := s.lock(ctx, f, j)
-	if err != nil {
-		return fmt.Errorf("lock the step: %w", err)
-	}
-	defer unlock()
 	if j.look {
 		if r, err := s.cache.Get(ctx, j.key); err == nil && refuse(f.owner.worker, j.node, r) == nil {
 			f.result, f.cached = r, true
@@ -182,10 +204,17 @@ func (s *Solver[R]) fill(ctx context.Context, f *flight[R], j job[R]) error {
 		return err
 	}
 	f.result = r
-	if !isInexact(r) {
-		f.putErr = s.cache.Put(ctx, j.key, r)
-	}
 	return nil
+}
+
+// put records r, which somebody uses already. A panic is an error.
+func (s *Solver[R]) put(ctx context.Context, k Key, r R) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = died(p)
+		}
+	}()
+	return s.cache.Put(ctx, k, r)
 }
 
 func (s *Solver[R]) lock(ctx context.Context, f *flight[R], j job[R]) (unlock func(), err error) {

@@ -332,6 +332,52 @@ func TestWaitingForALockHoldsNoSlot(t *testing.T) {
 	})
 }
 
+// A result is recorded, and its key locked, while the step upon it runs; Solve
+// waits for it.
+func TestRecordedBesideTheNext(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		err  error // of b
+		want time.Duration
+	}{
+		{"success", nil, 2*time.Minute + 90*time.Second},
+		{"failure", errors.New("broken"), time.Minute + 90*time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				st, w := newStore(), sleeper(time.Minute)
+				st.putFor = 90 * time.Second
+				sleep := w.do
+				w.do = func(ctx context.Context, n *llb.Node) error {
+					if err := sleep(ctx, n); err != nil || name(n) == "a" {
+						return err
+					}
+					return tt.err
+				}
+				a := run("a")
+				b := run("b", a)
+				done := solve(t.Context(), newSolver(t, st, 1), graph(b), w, SolveOptions{})
+				time.Sleep(time.Minute + time.Second)
+				synctest.Wait()
+				checkRuns(t, w, map[string]int{"a": 1, "b": 1})
+				key := contentKey(a, nil).Digest
+				if !st.isHeld(key) {
+					t.Error("a's key is not locked while its result is recorded")
+				}
+				got := <-done
+				if got.after != tt.want || (got.err != nil) != (tt.err != nil) {
+					t.Errorf("Solve: %v after %v, want %v after %v", got.err, got.after, tt.err, tt.want)
+				}
+				for _, d := range []oci.Digest{key, a.Digest} {
+					if st.isHeld(d) || st.records[d] == "" {
+						t.Errorf("when Solve has returned, record %s is %q and locked: %v", d, st.records[d], st.isHeld(d))
+					}
+				}
+			})
+		})
+	}
+}
+
 // patient is an Observer that counts what it hears of waiting.
 type patient struct{ heard atomic.Int64 }
 

@@ -53,8 +53,9 @@ type SolveOptions struct {
 }
 
 // Warner is an Observer that also hears of what went wrong beside a step that
-// succeeded: its result could not be recorded, so that it will run again. The
-// call comes before the step's Done.
+// succeeded: its result could not be recorded, so that it will run again. Results
+// are recorded while the steps upon them run: the call may come after the step's
+// Done, and comes before Solve returns.
 type Warner interface {
 	Warn(n *llb.Node, err error)
 }
@@ -86,7 +87,8 @@ type Inexact interface {
 // its error.
 //
 // Solve returns when nothing of it runs any more, except steps that other
-// Solves wait for: see Worker.
+// Solves wait for: see Worker. All results that it has had made are recorded
+// then, those of a Solve that failed too.
 func (s *Solver[R]) Solve(ctx context.Context, g llb.Graph, w Worker[R], o SolveOptions) ([]R, error) {
 	inner, cancel := context.WithCancel(ctx)
 	defer cancel()

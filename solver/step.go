@@ -1,6 +1,7 @@
 package solver
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -59,7 +60,7 @@ func (s *step[R]) resolve() (R, error) {
 		s.v.inexact = true
 	}
 	if !s.v.inexact {
-		s.warn(s.solver.cache.Put(s.ctx, own, r))
+		s.wg.Go(func() { s.warn(s.solver.put(context.WithoutCancel(s.ctx), own, r)) })
 	}
 	s.end(cached, nil)
 	return r, nil

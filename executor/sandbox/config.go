@@ -24,7 +24,7 @@ func newConfig(s Spec) *child.Config {
 		c.Dir = "/"
 	}
 	if c.ShmSize <= 0 {
-		c.ShmSize = defaultShmSize
+		c.ShmSize = child.DefaultShmSize
 	}
 	switch s.NetNS {
 	case "":
@@ -37,8 +37,6 @@ func newConfig(s Spec) *child.Config {
 	}
 	return c
 }
-
-const defaultShmSize = 64 << 20 // Docker's
 
 func childMounts(mounts []oci.Mount) []child.Mount {
 	var out []child.Mount

@@ -75,7 +75,7 @@ func (o *OCI) Start(ctx context.Context, s Spec) (Process, error) {
 		s.CgroupParent = DefaultCgroupParent
 	}
 	if s.ShmSize <= 0 {
-		s.ShmSize = defaultShmSize
+		s.ShmSize = child.DefaultShmSize
 	}
 	dir, err := filepath.Abs(filepath.Join(o.stateDir, s.ID))
 	if err != nil {

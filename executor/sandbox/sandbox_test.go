@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/861fb494/build/executor/sandbox"
 	"github.com/861fb494/build/internal/oci"
@@ -83,6 +84,7 @@ func (w warmed) Start(ctx context.Context, s sandbox.Spec) (sandbox.Process, err
 		parent = sandbox.DefaultCgroupParent
 	}
 	w.Warm("warmed", parent)
+	time.Sleep(20 * time.Millisecond) // mostly it has mounted by then what all need
 	return w.Native.Start(ctx, s)
 }
 

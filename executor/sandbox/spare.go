@@ -22,8 +22,9 @@ type Warmer interface {
 // spare is the first process of a sandbox to come. Most of the time that a sandbox
 // takes to start goes by before this program's runtime has started in it and has
 // read what to do, which is the same for all. It is in namespaces of its own
-// already, and holds nothing but the host's mounts, which it would keep busy where
-// they are not shared with it: so it does not wait for long.
+// already, and mounts what nearly every sandbox has. It holds the host's mounts,
+// which it would keep busy where they are not shared with it: so it does not wait
+// for long.
 type spare struct {
 	parent string
 	expiry *time.Timer

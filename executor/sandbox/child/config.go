@@ -65,6 +65,8 @@ type Config struct {
 	Ambient    bool   // the inheritable and ambient set too
 	NoNewPrivs bool
 	Seccomp    []byte // struct sock_filter's; empty: no filter
+
+	ahead []made // what was mounted before this was known
 }
 
 // Kinds of message that the child sends. The end of the stream after MsgReady

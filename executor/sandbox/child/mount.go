@@ -250,7 +250,7 @@ func (r *rootfs) mount(m Mount) error {
 		}
 		fd, err = bindTree(m)
 	default:
-		fd, err = filesystemTree(m)
+		fd, err = r.filesystem(m)
 	}
 	if err == nil && m.Sub != "" {
 		whole := fd

@@ -22,6 +22,8 @@ type rootfs struct {
 	// memory is the file system of files in memory, attached nowhere; -1: there
 	// is none yet. files is how many it has.
 	memory, files int
+	ahead         []made     // filesystems that nobody has needed yet
+	devFilled     bool       // /dev has the default devices
 	dirs          []*MadeDir // parents of mount points that were made, in order
 }
 
@@ -37,7 +39,7 @@ func (c *Config) mountRoot(base string) (*rootfs, error) {
 	if c.NoDev {
 		m.Options = append([]string{"nodev"}, m.Options...)
 	}
-	r := &rootfs{base: base, upper: c.Upper, nodev: c.NoDev, memory: -1}
+	r := &rootfs{base: base, upper: c.Upper, nodev: c.NoDev, memory: -1, ahead: c.ahead}
 	var err error
 	switch m.Type {
 	case "overlay":

@@ -27,7 +27,7 @@ func (r *rootfs) fileTree(m Mount) (int, error) {
 		mode = 0o600
 	}
 	if r.memory < 0 {
-		if r.memory, err = filesystemTree(Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=0700"}}); err != nil {
+		if r.memory, err = r.filesystem(inMemory); err != nil {
 			return -1, err
 		}
 	}
@@ -91,7 +91,7 @@ func deviceTree(m Mount) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("make device: %w", err)
 	}
-	memory, err := filesystemTree(Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=0700"}})
+	memory, err := filesystemTree(inMemory)
 	if err != nil {
 		return -1, err
 	}

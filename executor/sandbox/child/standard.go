@@ -30,7 +30,7 @@ func (c *Config) StandardMounts() []Mount {
 	}
 	return slices.DeleteFunc([]Mount{
 		{Type: "proc", Source: "proc", Target: "/proc", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Type: "tmpfs", Source: "tmpfs", Target: "/dev", Options: dev},
+		{Type: "tmpfs", Source: "tmpfs", Target: devDir, Options: dev},
 		{Type: "devpts", Source: "devpts", Target: "/dev/pts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Type: "tmpfs", Source: "shm", Target: "/dev/shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=" + strconv.FormatInt(c.ShmSize, 10)}},
 		{Type: "mqueue", Source: "mqueue", Target: "/dev/mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
@@ -41,7 +41,7 @@ func (c *Config) StandardMounts() []Mount {
 // replaced reports a standard mount in whose place the caller has one of its
 // own.
 func (c *Config) replaced(m Mount) bool {
-	return m.Target != "/dev" && slices.ContainsFunc(c.Mounts, func(own Mount) bool { return path.Clean(own.Target) == m.Target })
+	return m.Target != devDir && slices.ContainsFunc(c.Mounts, func(own Mount) bool { return path.Clean(own.Target) == m.Target })
 }
 
 // Paths that tell or change what concerns the whole machine, as containerd has
@@ -61,6 +61,7 @@ func (c *Config) mountAll() (*rootfs, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer r.closeAhead()
 	for _, m := range c.StandardMounts() {
 		if err := r.mount(m); err != nil {
 			return nil, fmt.Errorf("mount %w", err)
@@ -120,7 +121,7 @@ func (r *rootfs) maskPath(p string, empty *int) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		cover, err = r.clone("/dev/null")
 	} else if *empty < 0 {
-		cover, err = filesystemTree(Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "nosuid", "nodev", "noexec", "mode=755", "size=0k", "nr_inodes=1"}})
+		cover, err = r.filesystem(covering)
 	} else {
 		cover, err = unix.OpenTree(*empty, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	}
@@ -173,21 +174,19 @@ var (
 	}
 )
 
-// devices fills /dev.
+// devDir is where the devices are.
+const devDir = "/dev"
+
+// devices fills /dev, but for what is there already.
 func (r *rootfs) devices(privileged bool) error {
-	dev, err := r.open("/dev")
+	dev, err := r.open(devDir)
 	if err != nil {
 		return fmt.Errorf("open /dev: %w", err)
 	}
 	defer unix.Close(dev)
-	for _, d := range defaultDevices {
-		if err := r.device(dev, d.Name, unix.S_IFCHR|0o666, unix.Mkdev(d.Major, d.Minor)); err != nil {
-			return fmt.Errorf("make /dev/%s: %w", d.Name, err)
-		}
-	}
-	for _, l := range devLinks {
-		if err := unix.Symlinkat(l[0], dev, l[1]); err != nil {
-			return fmt.Errorf("make link /dev/%s: %w", l[1], err)
+	if !r.devFilled {
+		if err := fillDev(dev, r.device); err != nil {
+			return err
 		}
 	}
 	if privileged {
@@ -196,20 +195,38 @@ func (r *rootfs) devices(privileged bool) error {
 	return nil
 }
 
+// fillDev makes the default devices and links in dev.
+func fillDev(dev int, device func(dev int, name string, mode uint32, number uint64) error) error {
+	for _, d := range defaultDevices {
+		if err := device(dev, d.Name, unix.S_IFCHR|0o666, unix.Mkdev(d.Major, d.Minor)); err != nil {
+			return fmt.Errorf("make /dev/%s: %w", d.Name, err)
+		}
+	}
+	for _, l := range devLinks {
+		if err := unix.Symlinkat(l[0], dev, l[1]); err != nil {
+			return fmt.Errorf("make link /dev/%s: %w", l[1], err)
+		}
+	}
+	return nil
+}
+
 // device makes a device node, or where that is not allowed or would not count,
 // binds the host's.
 func (r *rootfs) device(dev int, name string, mode uint32, number uint64) error {
 	if !r.nodev {
-		err := unix.Mknodat(dev, name, mode, int(number))
-		if err == nil {
-			// mknod(2) heeds the umask.
-			return unix.Fchmodat(dev, name, mode&0o7777, 0)
-		}
-		if err != unix.EPERM {
+		if err := mknod(dev, name, mode, number); err != unix.EPERM {
 			return err
 		}
 	}
 	return r.mount(Mount{Type: "bind", Source: "/dev/" + name, Target: "/dev/" + name})
+}
+
+func mknod(dev int, name string, mode uint32, number uint64) error {
+	if err := unix.Mknodat(dev, name, mode, int(number)); err != nil {
+		return err
+	}
+	// mknod(2) heeds the umask.
+	return unix.Fchmodat(dev, name, mode&0o7777, 0)
 }
 
 // hostDevices makes the other devices of the host's /dev.
