@@ -1,11 +1,13 @@
 package cache
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -100,6 +102,24 @@ func sealRecord(text []byte) []byte {
 func appendSum(b, text []byte) []byte {
 	sum := blake3.Sum256(text)
 	return append(hex.AppendEncode(append(b, "\nblake3:"...), sum[:]), '\n')
+}
+
+// sealed is the writer of a record that need not be held whole: seal ends it.
+type sealed struct {
+	io.Writer // takes the text
+	to        *bufio.Writer
+	sum       *blake3.Hasher
+}
+
+func newSealed(to io.Writer) *sealed {
+	w, sum := bufio.NewWriter(to), blake3.New()
+	return &sealed{Writer: io.MultiWriter(w, sum), to: w, sum: sum}
+}
+
+// seal writes the line that sealRecord adds.
+func (s *sealed) seal() error {
+	fmt.Fprintf(s.to, "\nblake3:%x\n", s.sum.Sum(nil))
+	return s.to.Flush() // says what was wrong before, too
 }
 
 func openRecord(b []byte) ([]byte, error) {

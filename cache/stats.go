@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -218,26 +219,42 @@ func (t *Stats) Save() error {
 	if !t.changed {
 		return nil
 	}
-	b := []byte(statsFormat)
-	var block []byte
-	save := func(dir string) {
+	return inDir(t.path, func() error { return t.store.writeFileBy(t.path, t.write) })
+}
+
+func (t *Stats) write(to io.Writer) error {
+	w := newSealed(to)
+	if _, err := io.WriteString(w, statsFormat); err != nil {
+		return err
+	}
+	var head, block []byte
+	save := func(dir string) error {
 		count := 0
 		if block, count = t.block(dir, block[:0]); count == 0 {
-			return
+			return nil
 		}
-		b = append(binary.AppendUvarint(b, uint64(len(dir))), dir...)
-		b = binary.AppendUvarint(b, uint64(count))
-		b = append(binary.AppendUvarint(b, uint64(len(block))), block...)
+		head = append(binary.AppendUvarint(head[:0], uint64(len(dir))), dir...)
+		head = binary.AppendUvarint(head, uint64(count))
+		head = binary.AppendUvarint(head, uint64(len(block)))
+		if _, err := w.Write(head); err != nil {
+			return err
+		}
+		_, err := w.Write(block)
+		return err
 	}
 	for dir := range t.fresh {
-		save(dir)
+		if err := save(dir); err != nil {
+			return err
+		}
 	}
 	for dir := range t.old {
 		if t.fresh[dir] == nil {
-			save(dir)
+			if err := save(dir); err != nil {
+				return err
+			}
 		}
 	}
-	return t.store.putFile(t.path, sealRecord(b))
+	return w.seal()
 }
 
 // block appends the block of dir to b, and says how many files it has.

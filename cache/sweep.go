@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -104,12 +105,20 @@ const tempPrefix = ".tmp-"
 // writeFile writes data under a temporary name in path's directory and renames
 // it. It is not synced: every record is checked when it is read.
 func (s *Store) writeFile(path string, data []byte) error {
+	return s.writeFileBy(path, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
+
+// writeFileBy is writeFile of what write writes.
+func (s *Store) writeFileBy(path string, write func(w io.Writer) error) error {
 	// The name tells the next sweep whose it was.
 	f, err := os.CreateTemp(filepath.Dir(path), tempPrefix+s.lease.name+"-")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	_, err = f.Write(data)
+	err = write(f)
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
@@ -131,10 +140,15 @@ func (s *Store) WriteFile(name string, data []byte) error {
 
 // putFile is writeFile that makes path's directory if it has to.
 func (s *Store) putFile(path string, data []byte) error {
-	err := s.writeFile(path, data)
+	return inDir(path, func() error { return s.writeFile(path, data) })
+}
+
+// inDir calls write, and again with path's directory made if it is missing.
+func inDir(path string, write func() error) error {
+	err := write()
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
-			err = s.writeFile(path, data)
+			err = write()
 		}
 	}
 	return err

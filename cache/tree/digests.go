@@ -2,7 +2,8 @@ package tree
 
 import (
 	"encoding/hex"
-	"slices"
+	"math"
+	"sort"
 	"strings"
 
 	"github.com/861fb494/build/internal/oci"
@@ -15,15 +16,30 @@ type Digests struct {
 	dirs map[string]*dirDigests // with a slash at the end
 }
 
-// dirDigests has files, sorted, until one comes out of order; then byName.
+// dirDigests has files, sorted, until one comes out of order or goes; then byName.
 type dirDigests struct {
-	files  []fileDigest
+	names  []byte   // one after the other
+	ends   []uint32 // of each name, in names
+	sums   [][32]byte
 	byName map[string][32]byte
 }
 
-type fileDigest struct {
-	name string
-	sum  [32]byte
+// name is the name of file i.
+func (d *dirDigests) name(i int) []byte {
+	begin := uint32(0)
+	if i > 0 {
+		begin = d.ends[i-1]
+	}
+	return d.names[begin:d.ends[i]]
+}
+
+// grown is s with room for n more: a quarter more than it has, since append's
+// twice as much is never used in most directories.
+func grown[T any](s []T, n int) []T {
+	if cap(s)-len(s) >= n {
+		return s
+	}
+	return append(make([]T, 0, len(s)+max(n, len(s)/4, 8)), s...)
 }
 
 const blake3Prefix = "blake3:"
@@ -51,30 +67,35 @@ func (s *Digests) Set(path string, d oci.Digest) {
 
 func (d *dirDigests) set(name string, sum [32]byte) {
 	if d.byName == nil {
-		if n := len(d.files); n == 0 || d.files[n-1].name < name {
-			// Not a part of the path, which would stay.
-			d.files = append(d.files, fileDigest{strings.Clone(name), sum})
+		n := len(d.sums)
+		if (n == 0 || string(d.name(n-1)) < name) && len(d.names)+len(name) <= math.MaxUint32 {
+			d.names = append(grown(d.names, len(name)), name...)
+			d.ends = append(grown(d.ends, 1), uint32(len(d.names)))
+			d.sums = append(grown(d.sums, 1), sum)
 			return
 		}
 		if i, ok := d.find(name); ok {
-			d.files[i].sum = sum
+			d.sums[i] = sum
 			return
 		}
 		d.unsort()
 	}
-	d.byName[strings.Clone(name)] = sum
+	d.byName[strings.Clone(name)] = sum // not a part of the path, which would stay
 }
 
 func (d *dirDigests) find(name string) (int, bool) {
-	return slices.BinarySearchFunc(d.files, name, func(f fileDigest, n string) int { return strings.Compare(f.name, n) })
+	return sort.Find(len(d.sums), func(i int) int { return strings.Compare(name, string(d.name(i))) })
 }
 
 func (d *dirDigests) unsort() {
-	d.byName = make(map[string][32]byte, len(d.files)+1)
-	for _, f := range d.files {
-		d.byName[f.name] = f.sum
+	if d.byName != nil {
+		return
 	}
-	d.files = nil
+	d.byName = make(map[string][32]byte, len(d.sums)+1)
+	for i, sum := range d.sums {
+		d.byName[string(d.name(i))] = sum
+	}
+	d.names, d.ends, d.sums = nil, nil, nil
 }
 
 // Delete forgets the digest of the file at path.
@@ -84,11 +105,13 @@ func (s *Digests) Delete(path string) {
 	if dir == nil {
 		return
 	}
-	if dir.byName != nil {
-		delete(dir.byName, path[at:])
-	} else if i, ok := dir.find(path[at:]); ok {
-		dir.files = slices.Delete(dir.files, i, i+1)
+	if dir.byName == nil {
+		if _, ok := dir.find(path[at:]); !ok {
+			return
+		}
+		dir.unsort()
 	}
+	delete(dir.byName, path[at:])
 }
 
 // Get is the digest of the file at path, "" where there is none.
@@ -102,7 +125,7 @@ func (s *Digests) Get(path string) oci.Digest {
 	if dir.byName == nil {
 		var i int
 		if i, ok = dir.find(path[at:]); ok {
-			sum = dir.files[i].sum
+			sum = dir.sums[i]
 		}
 	}
 	if !ok {
@@ -114,8 +137,9 @@ func (s *Digests) Get(path string) oci.Digest {
 // All calls f for each path and digest, in no order.
 func (s *Digests) All(f func(path string, d oci.Digest)) {
 	for dir, d := range s.dirs {
-		for _, e := range d.files {
-			f(dir+e.name, s.Get(dir+e.name))
+		for i := range d.sums {
+			p := dir + string(d.name(i))
+			f(p, s.Get(p))
 		}
 		for name := range d.byName {
 			f(dir+name, s.Get(dir+name))

@@ -35,7 +35,7 @@ func (g *globals) open(ctx context.Context, driver, runtime string) (*builder.Bu
 // often than is usual, as what is held grows with the number of files.
 func collectLateThenOften() {
 	debug.SetGCPercent(400) // of 4 MB, at first
-	runtime.AddCleanup(new([64]byte), func(percent int) { debug.SetGCPercent(percent) }, 40)
+	runtime.AddCleanup(new([64]byte), func(percent int) { debug.SetGCPercent(percent) }, 20)
 }
 
 // needsRoot tells those who are not root of it, before they meet the first file
