@@ -43,8 +43,8 @@
 // temporary name in their directory and renamed; they are not synced, because
 // their reader checks them: one that does not fit its checksum, or not its name,
 // is as good as absent, and is removed. So after a power cut a step may run
-// again, and nothing is ever taken for what it is not. A stats file is binary,
-// under the same kind of checksum. The form of entries is package layer's.
+// again, and nothing is ever taken for what it is not. Stats files and
+// listings are binary, under the same kind of checksum. The form of entries is package layer's.
 //
 // # What makes a write committed
 //
@@ -83,6 +83,6 @@
 // # Versions
 //
 // The word in format changes when an older program could misread the directory;
-// such a program refuses it. Entries and stats have version words of their own:
-// another version is as good as none.
+// such a program refuses it. Entries, stats and listings have version words of their
+// own: another version is as good as none.
 package cache

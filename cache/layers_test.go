@@ -469,10 +469,7 @@ func TestCheckFindsStrays(t *testing.T) {
 	}
 	put(t, s, Record{Key: key("a"), Place: "p", Layers: []oci.Layer{l}})
 	st := s.Stats("/x")
-	st.Put("/x/f", Stamp{Mtime: 1, Ctime: 1}, sumOf("1"))
-	if err := st.Save(); err != nil {
-		t.Fatal(err)
-	}
+	save(t, st, "/x", Hashed{"f", Stamp{Mtime: 1, Ctime: 1}, sumOf("1")})
 	if got := s.Check(t.Context()); len(got) > 0 {
 		t.Fatalf("Check of a good directory = %v", got)
 	}

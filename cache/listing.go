@@ -1,15 +1,13 @@
 package cache
 
 import (
-	"bufio"
 	"bytes"
-	"cmp"
-	"encoding/hex"
+	"encoding/binary"
 	"errors"
+	"io"
+	"iter"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/861fb494/build/internal/oci"
@@ -22,7 +20,11 @@ type Listed struct {
 	ModTime time.Time // does not count; for people
 }
 
-const listingFormat = "build listing 1"
+// listingFormat begins a listing. Of each file there is how many bytes its path
+// has in common with that of the file before it, the length of the rest, the rest,
+// the sum, and the seconds of its time since those of the file before it; numbers
+// are varints.
+const listingFormat = "build listing 2\n"
 
 func (s *Store) listingPath(of oci.Digest) string {
 	return filepath.Join(s.dir, "listings", of.Encoded())
@@ -34,41 +36,113 @@ func (s *Store) HasListing(of oci.Digest) bool {
 	return err == nil
 }
 
-// ListingWriter is a listing in the making.
-type ListingWriter struct{ b []byte }
+// ListingWriter is a listing in the making. It takes some 20 bytes a file.
+type ListingWriter struct {
+	full [][]byte // parts, which need not be copied to grow
+	now  []byte
+
+	// Of the file before.
+	path string
+	time int64
+}
+
+// listingPart is about how long a part of a listing gets, in bytes.
+const listingPart = 32 << 10
 
 // Add adds a file.
 func (w *ListingWriter) Add(f Listed) {
-	if w.b == nil {
-		w.b = []byte(listingFormat)
+	if len(w.now) >= listingPart {
+		w.full = append(w.full, w.now)
+		w.now = make([]byte, 0, listingPart+listingPart/8)
 	}
-	w.b = hex.AppendEncode(append(w.b, '\n'), f.Sum[:])
-	w.b = strconv.AppendInt(append(w.b, ' '), f.ModTime.Unix(), 36)
-	w.b = strconv.AppendQuote(append(w.b, ' '), f.Path)
+	shared := 0
+	for shared < min(len(w.path), len(f.Path)) && w.path[shared] == f.Path[shared] {
+		shared++
+	}
+	w.now = binary.AppendUvarint(w.now, uint64(shared))
+	w.now = binary.AppendUvarint(w.now, uint64(len(f.Path)-shared))
+	w.now = append(append(w.now, f.Path[shared:]...), f.Sum[:]...)
+	at := f.ModTime.Unix()
+	w.now = binary.AppendVarint(w.now, at-w.time)
+	w.path, w.time = f.Path, at
+}
+
+func (w *ListingWriter) write(to io.Writer) error {
+	s := newSealed(to)
+	if _, err := io.WriteString(s, listingFormat); err != nil {
+		return err
+	}
+	for _, part := range w.full {
+		if _, err := s.Write(part); err != nil {
+			return err
+		}
+	}
+	if _, err := s.Write(w.now); err != nil {
+		return err
+	}
+	return s.seal()
 }
 
 // PutListing keeps what the digest of was made of, so that a later build can say
 // which file is another. It costs nothing where that is kept already; of no files
 // nothing is kept.
 func (s *Store) PutListing(of oci.Digest, w *ListingWriter) error {
-	if len(w.b) == 0 || s.HasListing(of) {
+	if len(w.now) == 0 || s.HasListing(of) {
 		return nil
 	}
-	return s.putFile(s.listingPath(of), sealRecord(w.b))
+	path := s.listingPath(of)
+	return inDir(path, func() error { return s.writeFileBy(path, w.write) })
+}
+
+// Listing is a listing that was kept.
+type Listing struct{ data []byte }
+
+// All yields the files in the order in which they were added.
+func (l *Listing) All() iter.Seq[Listed] {
+	return func(yield func(Listed) bool) {
+		rest, last := l.data, Listed{ModTime: time.Unix(0, 0)}
+		for len(rest) > 0 {
+			f, after, ok := cutListed(rest, last)
+			if !ok || !yield(f) { // readListing has seen that all is well
+				return
+			}
+			rest, last = after, f
+		}
+	}
+}
+
+// cutListed cuts off the file that comes after last.
+func cutListed(b []byte, last Listed) (f Listed, rest []byte, ok bool) {
+	shared, b, ok := cutNumber(b)
+	if !ok || shared > uint64(len(last.Path)) {
+		return f, nil, false
+	}
+	name, b, ok := cutText(b)
+	if !ok || len(b) < len(f.Sum) {
+		return f, nil, false
+	}
+	b = b[copy(f.Sum[:], b):]
+	later, size := binary.Varint(b)
+	if size <= 0 {
+		return f, nil, false
+	}
+	f.Path = last.Path[:shared] + string(name)
+	f.ModTime = time.Unix(last.ModTime.Unix()+later, 0)
+	return f, b[size:], true
 }
 
 // Listing is what PutListing kept. None, or one that is damaged, is an error; a
 // damaged one is removed.
-func (s *Store) Listing(of oci.Digest) ([]Listed, error) {
-	list, err := s.readListing(of)
+func (s *Store) Listing(of oci.Digest) (*Listing, error) {
+	l, err := s.readListing(of)
 	var damaged *DamagedError
 	if errors.As(err, &damaged) {
 		os.Remove(s.listingPath(of))
 	}
-	return list, err
+	return l, err
 }
 
-func (s *Store) readListing(of oci.Digest) ([]Listed, error) {
+func (s *Store) readListing(of oci.Digest) (*Listing, error) {
 	b, err := os.ReadFile(s.listingPath(of))
 	if err != nil {
 		return nil, err
@@ -77,25 +151,15 @@ func (s *Store) readListing(of oci.Digest) ([]Listed, error) {
 	if err != nil {
 		return nil, &DamagedError{What: s.listingPath(of), Err: err}
 	}
-	sc := bufio.NewScanner(bytes.NewReader(text))
-	sc.Buffer(nil, 1<<20)
-	if !sc.Scan() || sc.Text() != listingFormat {
+	data, ok := bytes.CutPrefix(text, []byte(listingFormat))
+	if !ok {
 		return nil, &DamagedError{What: s.listingPath(of), Err: errors.New("another format")}
 	}
-	var out []Listed
-	for sc.Scan() {
-		f := strings.SplitN(sc.Text(), " ", 3)
-		if len(f) != 3 {
-			return nil, &DamagedError{What: s.listingPath(of), Err: errors.New("a line is cut")}
+	var last Listed
+	for rest := data; len(rest) > 0; {
+		if last, rest, ok = cutListed(rest, last); !ok {
+			return nil, &DamagedError{What: s.listingPath(of), Err: errors.New("a file is cut")}
 		}
-		at, aerr := strconv.ParseInt(f[1], 36, 64)
-		path, perr := strconv.Unquote(f[2])
-		l := Listed{Path: path, ModTime: time.Unix(at, 0)}
-		n, serr := hex.Decode(l.Sum[:], []byte(f[0][:min(len(f[0]), 2*len(l.Sum))]))
-		if err := errors.Join(aerr, perr, serr); err != nil || n != len(l.Sum) {
-			return nil, &DamagedError{What: s.listingPath(of), Err: cmp.Or(err, errors.New("a sum is cut"))}
-		}
-		out = append(out, l)
 	}
-	return out, nil
+	return &Listing{data}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"iter"
 	"math"
 	"os"
 	"path/filepath"
@@ -31,10 +32,15 @@ type Stats struct {
 	store *Store
 	path  string
 
-	mu      sync.Mutex
-	old     map[string]*statBlock // by directory
-	fresh   map[string][]byte     // by directory: files as in a block, in any order
-	changed bool
+	mu  sync.Mutex
+	old map[string]*statBlock // by directory
+}
+
+// Hashed is a file whose content was read.
+type Hashed struct {
+	Name  string // in its directory
+	Stamp Stamp
+	Sum   Sum
 }
 
 type stat struct {
@@ -63,7 +69,7 @@ const statsFormat = "build stats 2\n"
 // Stats opens what is remembered of the files below the host path root. A file
 // that is damaged or of another format is as good as none.
 func (s *Store) Stats(root string) *Stats {
-	t := &Stats{store: s, path: filepath.Join(s.dir, "stats", shortHash(root)), fresh: map[string][]byte{}}
+	t := &Stats{store: s, path: filepath.Join(s.dir, "stats", shortHash(root))}
 	t.old, _ = readStats(t.path)
 	return t
 }
@@ -202,27 +208,21 @@ func (t *Stats) Get(path string, s Stamp) (Sum, bool) {
 	return e.sum, true
 }
 
-// Put remembers the digest of the file at path.
-func (t *Stats) Put(path string, s Stamp, sum Sum) {
-	dir, name := filepath.Split(path)
+// Save writes what was found, and files that were read, by the directory, with a
+// slash at its end; their stamps are old enough to tell them from later ones. What
+// was not asked for this time is kept too, unless its file is gone.
+func (t *Stats) Save(fresh map[string]iter.Seq[Hashed]) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.fresh[dir] = appendStat(t.fresh[dir], name, stat{stamp: s, sum: sum})
-	t.changed = true
-}
-
-// Save writes what was put and what was found. What was not asked for this time
-// is kept too, unless its file is gone.
-func (t *Stats) Save() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !t.changed {
+	if len(fresh) == 0 {
 		return nil
 	}
-	return inDir(t.path, func() error { return t.store.writeFileBy(t.path, t.write) })
+	return inDir(t.path, func() error {
+		return t.store.writeFileBy(t.path, func(w io.Writer) error { return t.write(w, fresh) })
+	})
 }
 
-func (t *Stats) write(to io.Writer) error {
+func (t *Stats) write(to io.Writer, fresh map[string]iter.Seq[Hashed]) error {
 	w := newSealed(to)
 	if _, err := io.WriteString(w, statsFormat); err != nil {
 		return err
@@ -230,7 +230,7 @@ func (t *Stats) write(to io.Writer) error {
 	var head, block []byte
 	save := func(dir string) error {
 		count := 0
-		if block, count = t.block(dir, block[:0]); count == 0 {
+		if block, count = t.block(dir, fresh[dir], block[:0]); count == 0 {
 			return nil
 		}
 		head = append(binary.AppendUvarint(head[:0], uint64(len(dir))), dir...)
@@ -242,13 +242,13 @@ func (t *Stats) write(to io.Writer) error {
 		_, err := w.Write(block)
 		return err
 	}
-	for dir := range t.fresh {
+	for dir := range fresh {
 		if err := save(dir); err != nil {
 			return err
 		}
 	}
 	for dir := range t.old {
-		if t.fresh[dir] == nil {
+		if fresh[dir] == nil {
 			if err := save(dir); err != nil {
 				return err
 			}
@@ -257,13 +257,16 @@ func (t *Stats) write(to io.Writer) error {
 	return w.seal()
 }
 
-// block appends the block of dir to b, and says how many files it has.
-func (t *Stats) block(dir string, b []byte) ([]byte, int) {
+// block appends the block of dir, with what was read of it, to b, and says how many
+// files it has.
+func (t *Stats) block(dir string, read iter.Seq[Hashed], b []byte) ([]byte, int) {
 	old, fresh := t.old[dir], map[string]stat{}
-	for name, s, at, ok := (statCursor{rest: t.fresh[dir]}).next(); ok; name, s, at, ok = at.next() {
-		fresh[string(name)] = s
+	if read != nil {
+		for h := range read {
+			fresh[h.Name] = stat{stamp: h.Stamp, sum: h.Sum}
+		}
 	}
-	if len(fresh) == 0 && !slices.ContainsFunc(old.found, func(n uint64) bool { return n != 0 }) {
+	if len(fresh) == 0 && (old == nil || !slices.ContainsFunc(old.found, func(n uint64) bool { return n != 0 })) {
 		if _, err := os.Lstat(strings.TrimSuffix(dir, "/")); err != nil {
 			return b, 0 // nobody asked for any, and the directory is gone
 		}

@@ -3,6 +3,7 @@ package cache
 import (
 	"bytes"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,12 +29,11 @@ func TestStats(t *testing.T) {
 	if _, ok := st.Get(path("a"), stamp); ok {
 		t.Error("Get of nothing finds something")
 	}
+	var files []Hashed
 	for i, p := range []string{path("a"), odd, path("gone")} {
-		st.Put(p, stamp, sumOf(string(rune('a'+i))))
+		files = append(files, Hashed{filepath.Base(p), stamp, sumOf(string(rune('a' + i)))})
 	}
-	if err := st.Save(); err != nil {
-		t.Fatal(err)
-	}
+	save(t, st, dir, files...)
 	st = s.Stats(dir)
 	if d, ok := st.Get(odd, stamp); !ok || d != sumOf("b") {
 		t.Errorf("Get(%q) = %x, %v, want %x", odd, d, ok, sumOf("b"))
@@ -59,10 +59,7 @@ func TestStats(t *testing.T) {
 	}
 	// What was not asked for stays, unless its file is gone.
 	st = s.Stats(dir)
-	st.Put(path("b"), stamp, sumOf("d"))
-	if err := st.Save(); err != nil {
-		t.Fatal(err)
-	}
+	save(t, st, dir, Hashed{"b", stamp, sumOf("d")})
 	st = s.Stats(dir)
 	for p, want := range map[string]bool{path("a"): true, odd: true, path("b"): true, path("gone"): false} {
 		if _, ok := st.Get(p, stamp); ok != want {
@@ -77,7 +74,7 @@ func TestStats(t *testing.T) {
 // Saving what is unchanged writes nothing.
 func TestStatsUnchanged(t *testing.T) {
 	s := open(t, t.TempDir())
-	if err := s.Stats("/x").Save(); err != nil {
+	if err := s.Stats("/x").Save(nil); err != nil {
 		t.Fatal(err)
 	}
 	if exists(filepath.Join(s.dir, "stats")) {
@@ -90,10 +87,7 @@ func TestStatsDamaged(t *testing.T) {
 	s := open(t, t.TempDir())
 	stamp := Stamp{Size: 5, Mtime: 1, Ctime: 2, Ino: 3, Dev: 4}
 	st := s.Stats("/x")
-	st.Put("/x/a", stamp, sumOf("a"))
-	if err := st.Save(); err != nil {
-		t.Fatal(err)
-	}
+	save(t, st, "/x", Hashed{"a", stamp, sumOf("a")})
 	good, err := os.ReadFile(st.path)
 	if err != nil {
 		t.Fatal(err)
@@ -124,10 +118,7 @@ func TestStatsDamaged(t *testing.T) {
 	}
 	// The next save puts it right.
 	st = s.Stats("/x")
-	st.Put("/x/b", stamp, sumOf("b"))
-	if err := st.Save(); err != nil {
-		t.Fatal(err)
-	}
+	save(t, st, "/x", Hashed{"b", stamp, sumOf("b")})
 	if b, err := os.ReadFile(st.path); err != nil || !strings.HasPrefix(string(b), statsFormat) {
 		t.Errorf("after Save the file is %q, %v", b, err)
 	}
@@ -139,12 +130,11 @@ func TestStatsOrder(t *testing.T) {
 	names := []string{"b", "d", "f", "h"}
 	dir := t.TempDir()
 	st := s.Stats(dir)
+	var files []Hashed
 	for _, n := range names {
-		st.Put(dir+"/"+n, Stamp{Ino: uint64(n[0])}, sumOf(n))
+		files = append(files, Hashed{n, Stamp{Ino: uint64(n[0])}, sumOf(n)})
 	}
-	if err := st.Save(); err != nil {
-		t.Fatal(err)
-	}
+	save(t, st, dir, files...)
 	for _, order := range []string{"bdfh", "hfdb", "abcdefghi", "ihgfedcba", "hbhb", "bbff", "ccfcg"} {
 		st := s.Stats(dir)
 		for _, n := range strings.Split(order, "") {
@@ -153,6 +143,14 @@ func TestStatsOrder(t *testing.T) {
 				t.Errorf("Get of %s in %s = %x, %v, want it found: %v", n, order, d, ok, want)
 			}
 		}
+	}
+}
+
+// save saves files of dir.
+func save(t *testing.T, st *Stats, dir string, files ...Hashed) {
+	t.Helper()
+	if err := st.Save(map[string]iter.Seq[Hashed]{dir + "/": slices.Values(files)}); err != nil {
+		t.Fatal(err)
 	}
 }
 

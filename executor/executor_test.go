@@ -209,7 +209,7 @@ func (r *rig) buildWith(n *llb.Node, meanwhile func()) (Result, *watch, error) {
 	if err != nil {
 		return Result{}, seen, err
 	}
-	if err := stats.Save(); err != nil {
+	if err := stats.Save(c.Hashed()); err != nil {
 		r.t.Error(err)
 	}
 	return got[0], seen, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"path"
 	"strings"
 	"time"
@@ -313,36 +314,78 @@ func (c Records) Changed(old, now oci.Digest) []FileChange {
 	if err != nil {
 		return nil
 	}
-	was := make(map[string]cache.Listed, len(before))
-	for _, f := range before {
-		was[f.Path] = f
+	changes := compareListings(before, after)
+	above := map[string]bool{} // of what has changed: whether something is in it
+	for _, f := range changes {
+		above[f.Path] = false
+	}
+	for f := range after.All() {
+		dir := path.Dir(f.Path)
+		if _, ok := above[dir]; ok {
+			above[dir] = true
+		}
 	}
 	var files, dirs []FileChange
-	parent := map[string]bool{}
-	for _, f := range after {
-		parent[path.Dir(f.Path)] = true
-	}
-	note := func(f FileChange) {
-		if parent[f.Path] {
+	for _, f := range changes {
+		if above[f.Path] {
 			dirs = append(dirs, f)
 		} else {
 			files = append(files, f)
 		}
 	}
-	for _, f := range after {
-		o, ok := was[f.Path]
-		delete(was, f.Path)
-		switch {
-		case !ok:
-			note(FileChange{Path: f.Path})
-		case o.Sum != f.Sum:
-			note(FileChange{Path: f.Path, Was: o.ModTime})
-		}
-	}
-	for _, f := range before {
-		if _, ok := was[f.Path]; ok {
-			note(FileChange{Path: f.Path, Gone: true})
-		}
-	}
 	return append(files, dirs...)
+}
+
+// compareListings is what differs, in the order of after, and then what is gone.
+// It holds what differs only, where both are sorted, as are those of one source.
+func compareListings(before, after *cache.Listing) []FileChange {
+	next, stop := iter.Pull(before.All())
+	defer stop()
+	type differing struct {
+		FileChange
+		sum [8]byte
+	}
+	var other []differing
+	var gone []cache.Listed
+	b, more := next()
+	for f := range after.All() {
+		for more && comparePaths(b.Path, f.Path) < 0 {
+			gone = append(gone, b)
+			b, more = next()
+		}
+		if !more || b.Path != f.Path {
+			other = append(other, differing{FileChange{Path: f.Path}, f.Sum})
+			continue
+		}
+		if b.Sum != f.Sum {
+			other = append(other, differing{FileChange{Path: f.Path, Was: b.ModTime}, f.Sum})
+		}
+		b, more = next()
+	}
+	for ; more; b, more = next() {
+		gone = append(gone, b)
+	}
+	// What is not sorted may be among both.
+	lost := make(map[string]cache.Listed, len(gone))
+	for _, g := range gone {
+		lost[g.Path] = g
+	}
+	var out []FileChange
+	for _, f := range other {
+		if o, ok := lost[f.Path]; ok && f.Was.IsZero() {
+			delete(lost, f.Path)
+			if o.Sum == f.sum {
+				continue
+			}
+			f.Was = o.ModTime
+		}
+		out = append(out, f.FileChange)
+	}
+	for _, g := range gone {
+		if _, ok := lost[g.Path]; ok {
+			delete(lost, g.Path)
+			out = append(out, FileChange{Path: g.Path, Gone: true})
+		}
+	}
+	return out
 }

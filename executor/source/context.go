@@ -38,7 +38,7 @@ type Context struct {
 	shown    map[string]bool // of excluded directories: whether anything in them is left
 	listings map[string]*directory
 	before   map[string]*directory // as they were before Refresh
-	singles  map[string]*file      // files of which a digest was asked, of directories that were not listed
+	singles  map[string]*directory // of one file each, of which a digest was asked, by its path
 
 	ahead ahead
 }
@@ -51,7 +51,7 @@ func OpenContext(dir string, m *ignore.Matcher, stats Stats) (*Context, error) {
 	}
 	c := &Context{
 		dir: dir, tree: t, ignore: m, stats: stats, shown: map[string]bool{},
-		listings: map[string]*directory{}, before: map[string]*directory{}, singles: map[string]*file{},
+		listings: map[string]*directory{}, before: map[string]*directory{}, singles: map[string]*directory{},
 	}
 	var st unix.Stat_t
 	if c.root, err = unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
@@ -113,8 +113,8 @@ func (c *Context) Lstat(p string) (tree.Entry, error) { return c.Quick(p) }
 
 // Quick is Lstat.
 func (c *Context) Quick(p string) (tree.Entry, error) {
-	if f := c.listed(p); f != nil {
-		return c.entry(p, f), nil
+	if l, i, ok := c.listed(p); ok {
+		return c.entry(p, l, i), nil
 	}
 	e, err := c.tree.Quick(p)
 	if err == nil && !c.visible(e.Path, e.IsDir()) {
@@ -207,20 +207,20 @@ func (c *Context) open(p string) (int, unix.Stat_t, error) {
 // Digest is the content digest of the regular file e, read only if its stamp is
 // new.
 func (c *Context) Digest(ctx context.Context, e tree.Entry) (oci.Digest, error) {
-	f, err := c.file(e.Path)
+	l, i, err := c.file(e.Path)
 	if err != nil {
 		return "", err
 	}
 	c.mu.Lock()
-	sum, done := f.sum, f.hashed
+	known := l.content(i)
 	c.mu.Unlock()
-	if done {
-		return digestOf(sum), nil
+	if known.state&hashed != 0 {
+		return digestOf(known.sum), nil
 	}
-	host := path.Join(c.dir, e.Path)
+	stamp := l.stamp(i)
 	if c.stats != nil {
-		if sum, ok := c.stats.Get(host, f.stamp); ok {
-			c.know(f, sum, true)
+		if sum, ok := c.stats.Get(path.Join(c.dir, e.Path), stamp); ok {
+			c.know(l, i, content{sum, hashed | sure})
 			return digestOf(sum), nil
 		}
 	}
@@ -229,18 +229,18 @@ func (c *Context) Digest(ctx context.Context, e tree.Entry) (oci.Digest, error) 
 	if err != nil {
 		return "", err
 	}
-	sure := before == f.stamp && before == after && settled(before, now)
-	c.know(f, sum, sure)
-	if sure && c.stats != nil {
-		c.stats.Put(host, f.stamp, sum)
+	known = content{sum, hashed}
+	if before == stamp && before == after && settled(before, now) {
+		known.state |= sure | fresh
 	}
+	c.know(l, i, known)
 	return digestOf(sum), nil
 }
 
-// know notes the digest of f.
-func (c *Context) know(f *file, sum cache.Sum, sure bool) {
+// know notes what is known of the content of file i of l.
+func (c *Context) know(l *directory, i int, known content) {
 	c.mu.Lock()
-	f.sum, f.hashed, f.sure = sum, true, sure
+	l.know(i, known)
 	c.mu.Unlock()
 }
 
@@ -260,16 +260,17 @@ func settled(s Stamp, now time.Time) bool {
 // Known is the digest of the regular file p that its stamp proves, as the stamp
 // was when the directory was last read; false for none.
 func (c *Context) Known(p string) (oci.Digest, bool) {
-	f := c.listed(p)
-	if f == nil {
+	l, i, ok := c.listed(p)
+	if !ok {
 		return "", false
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !f.sure {
+	known := l.content(i)
+	c.mu.Unlock()
+	if known.state&sure == 0 {
 		return "", false
 	}
-	return digestOf(f.sum), true
+	return digestOf(known.sum), true
 }
 
 // Reading is a regular file of a context that is being read.
@@ -293,12 +294,13 @@ func (c *Context) Read(p string) (Reading, error) {
 		return Reading{}, &fs.PathError{Op: "open", Path: p, Err: err}
 	}
 	r := Reading{FD: fd, Size: st.Size, stamp: stampOf(&st)}
-	if f, err := c.file(p); err == nil {
+	if l, i, err := c.file(p); err == nil {
 		c.mu.Lock()
-		if f.sure && f.stamp == r.stamp {
-			r.Known = digestOf(f.sum)
-		}
+		known := l.content(i)
 		c.mu.Unlock()
+		if known.state&sure != 0 && l.stamp(i) == r.stamp {
+			r.Known = digestOf(known.sum)
+		}
 	}
 	return r, nil
 }

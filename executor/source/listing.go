@@ -3,6 +3,8 @@ package source
 import (
 	"errors"
 	"io/fs"
+	"math"
+	"path"
 	"runtime"
 	"slices"
 	"sort"
@@ -18,48 +20,91 @@ import (
 )
 
 // file is what a directory has under a name. There is one for each file of a
-// context: it is kept small.
+// context: it is kept small, and without pointers, which the garbage collector
+// would have to look at.
 type file struct {
-	name        string
-	stamp       Stamp
-	mode, nlink uint32
-	more        *more
-
-	// The context's lock guards these.
-	hashed bool
-	sure   bool      // sum is of the file with that stamp, and would not be of another one
-	sum    cache.Sum // of a regular file's content
+	size, mtime, ctime int64 // as in a Stamp
+	ino                uint64
+	mode, nlink        uint32
+	nameEnd            uint32 // in the directory's names
+	more               uint32 // 1 + the index in the directory's more; 0: there is none
 }
 
 // more is what few files have.
 type more struct {
 	link    string
+	dev     uint64
 	rdev    uint64
 	modTime time.Time // where nanoseconds since 1970 do not tell it
 }
 
+// content is what is known of a file's content.
+type content struct {
+	sum   cache.Sum // of a regular file
+	state uint8
+}
+
+const (
+	hashed = 1 << iota // sum is known
+	sure               // sum is of the file with that stamp, and would not be of another one
+	fresh              // it was not known from an earlier build
+)
+
 // directory is a directory as it was read. It is done once ready is closed;
-// after that only the digests in it change.
+// after that only the contents change.
 type directory struct {
 	c     *Context
 	dir   string // with a slash at its end
 	ready chan struct{}
+	names string // one after the other
 	files []file
+	more  []more
+	dev   uint64 // of files that have no more
 	err   error
+
+	// The context's lock guards it. Nil until there is something to know.
+	contents []content
 }
 
 func (l *directory) Len() int               { return len(l.files) }
-func (l *directory) Name(i int) string      { return l.files[i].name }
 func (l *directory) IsDir(i int) bool       { return l.files[i].mode&unix.S_IFMT == unix.S_IFDIR }
-func (l *directory) Entry(i int) tree.Entry { return l.c.entry(l.dir+l.files[i].name, &l.files[i]) }
+func (l *directory) Entry(i int) tree.Entry { return l.c.entry(l.dir+l.Name(i), l, i) }
 
-func (l *directory) find(name string) *file {
-	// Not slices.BinarySearchFunc: it reads all of each file, the digests too.
-	i, ok := sort.Find(len(l.files), func(i int) int { return strings.Compare(name, l.files[i].name) })
-	if !ok {
-		return nil
+func (l *directory) Name(i int) string {
+	begin := uint32(0)
+	if i > 0 {
+		begin = l.files[i-1].nameEnd
 	}
-	return &l.files[i]
+	return l.names[begin:l.files[i].nameEnd]
+}
+
+func (l *directory) find(name string) (int, bool) {
+	return sort.Find(len(l.files), func(i int) int { return strings.Compare(name, l.Name(i)) })
+}
+
+func (l *directory) stamp(i int) Stamp {
+	f := &l.files[i]
+	s := Stamp{Size: f.size, Mtime: f.mtime, Ctime: f.ctime, Ino: f.ino, Dev: l.dev}
+	if f.more > 0 {
+		s.Dev = l.more[f.more-1].dev
+	}
+	return s
+}
+
+// content is what is known of file i's; the context's lock is held.
+func (l *directory) content(i int) content {
+	if l.contents == nil {
+		return content{}
+	}
+	return l.contents[i]
+}
+
+// know notes what is known of file i's; the context's lock is held.
+func (l *directory) know(i int, c content) {
+	if l.contents == nil {
+		l.contents = make([]content, len(l.files))
+	}
+	l.contents[i] = c
 }
 
 // List implements pick.Lister.
@@ -115,14 +160,17 @@ func (c *Context) Refresh() {
 func (l *directory) remember(before *directory) {
 	l.c.mu.Lock()
 	defer l.c.mu.Unlock()
-	old := before.files
+	if before.contents == nil {
+		return
+	}
+	at := 0
 	for i := range l.files {
-		f := &l.files[i]
-		for len(old) > 0 && old[0].name < f.name {
-			old = old[1:]
+		name := l.Name(i)
+		for at < before.Len() && before.Name(at) < name {
+			at++
 		}
-		if len(old) > 0 && old[0].name == f.name && old[0].hashed && old[0].stamp == f.stamp {
-			f.sum, f.hashed, f.sure = old[0].sum, true, old[0].sure
+		if at < before.Len() && before.Name(at) == name && before.contents[at].state&hashed != 0 && before.stamp(at) == l.stamp(i) {
+			l.know(i, before.contents[at])
 		}
 	}
 }
@@ -149,25 +197,24 @@ func (l *directory) read(p string) error {
 		return err
 	}
 	slices.Sort(names)
-	compact(names)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	l.dev = st.Dev
 	l.files = make([]file, 0, len(names))
+	kept := names[:0]
 	for _, n := range names {
-		f, err := readFile(fd, n)
+		err := l.add(fd, n)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed since it was listed
+			continue // removed since it was listed, or left out
 		}
 		if err != nil {
 			return err
 		}
-		// A device 0:0 is what stands for a removed file in layers, and cannot
-		// be in one.
-		if f.mode&unix.S_IFMT == unix.S_IFCHR && f.more.rdev == 0 {
-			continue
-		}
-		if l.c.ignore == nil || l.c.visible(l.dir+n, f.mode&unix.S_IFMT == unix.S_IFDIR) {
-			l.files = append(l.files, f)
-		}
+		kept = append(kept, n)
 	}
+	l.names = strings.Join(kept, "")
 	return nil
 }
 
@@ -188,95 +235,114 @@ func readNames(fd int) ([]string, error) {
 	}
 }
 
-// compact has the names share one piece of memory.
-func compact(names []string) {
-	rest := strings.Join(names, "")
-	for i, n := range names {
-		names[i], rest = rest[:len(n)], rest[len(n):]
-	}
-}
-
-func readFile(dir int, name string) (file, error) {
+// add adds the file name of the open directory dir. What is not there, or is not
+// to be seen, is an fs.ErrNotExist.
+func (l *directory) add(dir int, name string) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return file{}, err
+		return err
 	}
-	f := file{name: name, stamp: stampOf(&st), mode: st.Mode, nlink: uint32(st.Nlink)}
-	if at := time.Unix(st.Mtim.Sec, st.Mtim.Nsec); !time.Unix(0, f.stamp.Mtime).Equal(at) {
-		f.more = &more{modTime: at}
+	kind := st.Mode & unix.S_IFMT
+	// A device 0:0 is what stands for a removed file in layers, and cannot
+	// be in one.
+	if kind == unix.S_IFCHR && st.Rdev == 0 {
+		return fs.ErrNotExist
 	}
-	switch st.Mode & unix.S_IFMT {
+	if l.c.ignore != nil && !l.c.visible(l.dir+name, kind == unix.S_IFDIR) {
+		return fs.ErrNotExist
+	}
+	end := uint64(len(name))
+	if n := len(l.files); n > 0 {
+		end += uint64(l.files[n-1].nameEnd)
+	}
+	if end > math.MaxUint32 {
+		return unix.EOVERFLOW
+	}
+	s := stampOf(&st)
+	f := file{
+		size: s.Size, mtime: s.Mtime, ctime: s.Ctime, ino: s.Ino,
+		mode: st.Mode, nlink: uint32(st.Nlink), nameEnd: uint32(end),
+	}
+	m := more{dev: st.Dev}
+	if at := time.Unix(st.Mtim.Sec, st.Mtim.Nsec); !time.Unix(0, f.mtime).Equal(at) {
+		m.modTime = at
+	}
+	switch kind {
 	case unix.S_IFREG, unix.S_IFDIR:
-		return f, nil
 	case unix.S_IFLNK:
 		b := make([]byte, max(st.Size, 255)+1)
 		n, err := unix.Readlinkat(dir, name, b)
 		if err != nil {
-			return f, err
+			return err
 		}
-		f.extra().link = string(b[:n])
+		m.link = string(b[:n])
 	default:
-		f.extra().rdev = st.Rdev
+		m.rdev = st.Rdev
 	}
-	return f, nil
+	if m != (more{dev: l.dev}) {
+		l.more = append(l.more, m)
+		f.more = uint32(len(l.more))
+	}
+	l.files = append(l.files, f)
+	return nil
 }
 
-func (f *file) extra() *more {
-	if f.more == nil {
-		f.more = &more{}
-	}
-	return f.more
-}
-
-// listed is the file at p if its directory has been listed and has it.
-func (c *Context) listed(p string) *file {
+// listed is the directory of the file at p, and the file's number in it, if that
+// directory has been listed and has it.
+func (c *Context) listed(p string) (l *directory, i int, ok bool) {
 	at := strings.LastIndexByte(p, '/')
 	dir := p[:max(at, 1)]
 	c.mu.Lock()
-	l := c.listings[dir]
+	l = c.listings[dir]
 	c.mu.Unlock()
 	if l == nil || p == "/" {
-		return nil
+		return nil, 0, false
 	}
 	<-l.ready
-	return l.find(p[at+1:])
+	i, ok = l.find(p[at+1:])
+	return l, i, ok
 }
 
-// file is what is known of the file at p.
-func (c *Context) file(p string) (*file, error) {
-	if f := c.listed(p); f != nil {
-		return f, nil
+// file is where there is what is known of the file at p: a directory and the
+// file's number in it.
+func (c *Context) file(p string) (*directory, int, error) {
+	if l, i, ok := c.listed(p); ok {
+		return l, i, nil
 	}
 	e, ctime, dev, err := c.tree.Stamp(p)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	s := Stamp{Size: e.Size, Mtime: e.ModTime.UnixNano(), Ctime: ctime.UnixNano(), Ino: e.Ino, Dev: dev}
+	dir, name := path.Split(p)
+	l := &directory{
+		c: c, dir: dir, dev: dev, names: name, ready: make(chan struct{}),
+		files: []file{{size: e.Size, mtime: e.ModTime.UnixNano(), ctime: ctime.UnixNano(), ino: e.Ino, nameEnd: uint32(len(name))}},
+	}
+	close(l.ready)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	f := c.singles[p]
-	if f == nil || f.stamp != s {
-		f = &file{stamp: s}
-		c.singles[p] = f
+	if old := c.singles[p]; old != nil && old.stamp(0) == l.stamp(0) {
+		return old, 0, nil
 	}
-	return f, nil
+	c.singles[p] = l
+	return l, 0, nil
 }
 
-// entry is f, which is at p, as a COPY sees it.
-func (c *Context) entry(p string, f *file) tree.Entry {
-	e := tree.Entry{
-		Path: p, Mode: f.mode, ModTime: time.Unix(0, f.stamp.Mtime),
-		Ino: f.stamp.Ino, Nlink: uint64(f.nlink),
-	}
-	if f.more != nil {
-		e.Link, e.Major, e.Minor = f.more.link, unix.Major(f.more.rdev), unix.Minor(f.more.rdev)
-		if !f.more.modTime.IsZero() {
-			e.ModTime = f.more.modTime
+// entry is file i of l, which is at p, as a COPY sees it.
+func (c *Context) entry(p string, l *directory, i int) tree.Entry {
+	f := &l.files[i]
+	e := tree.Entry{Path: p, Mode: f.mode, ModTime: time.Unix(0, f.mtime), Ino: f.ino, Nlink: uint64(f.nlink)}
+	dev := l.dev
+	if f.more > 0 {
+		m := &l.more[f.more-1]
+		e.Link, e.Major, e.Minor = m.link, unix.Major(m.rdev), unix.Minor(m.rdev)
+		if dev = m.dev; !m.modTime.IsZero() {
+			e.ModTime = m.modTime
 		}
 	}
 	if e.Type() == unix.S_IFREG {
-		e.Size = f.stamp.Size
-		if f.stamp.Dev != c.dev {
+		e.Size = f.size
+		if dev != c.dev {
 			e.Nlink = 1 // an inode's number says nothing beyond its filesystem
 		}
 	}

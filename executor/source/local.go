@@ -16,15 +16,12 @@ import (
 // does the content.
 type Stamp = cache.Stamp
 
-// Stats remembers content digests of files by their stamps, from one build to
-// the next. A nil Stats in Local remembers nothing.
+// Stats are content digests of files by their stamps, from earlier builds; see
+// Context.Hashed for later ones.
 type Stats interface {
 	// Get is the digest of the file at the host path, if it was recorded with
 	// the same stamp. It is fastest for the files of a directory in order.
 	Get(path string, s Stamp) (cache.Sum, bool)
-	// Put records a digest. The stamp is old enough to tell the file from a
-	// later one.
-	Put(path string, s Stamp, sum cache.Sum)
 }
 
 // Local is the user's directories: the context and the named contexts.

@@ -125,49 +125,55 @@ func TestContextLoops(t *testing.T) {
 
 // memory is Stats that counts.
 type memory struct {
-	m         map[string]cache.Sum
-	stamps    map[string]Stamp
-	hits, put int
+	m    map[string]cache.Hashed // by path
+	hits int
 }
 
-func newMemory() *memory { return &memory{m: map[string]cache.Sum{}, stamps: map[string]Stamp{}} }
-
 func (m *memory) Get(p string, s Stamp) (cache.Sum, bool) {
-	if m.stamps[p] != s {
+	h, ok := m.m[p]
+	if !ok || h.Stamp != s {
 		return cache.Sum{}, false
 	}
 	m.hits++
-	return m.m[p], true
+	return h.Sum, true
 }
 
-func (m *memory) Put(p string, s Stamp, d cache.Sum) {
-	m.put++
-	m.m[p], m.stamps[p] = d, s
+// keep remembers what c has read, and says of how many files.
+func (m *memory) keep(c *Context) int {
+	n := 0
+	for dir, files := range c.Hashed() {
+		for h := range files {
+			m.m[dir+h.Name] = h
+			n++
+		}
+	}
+	return n
 }
 
 func TestStats(t *testing.T) {
 	dir := lay(t, "a 1")
 	file := filepath.Join(dir, "a")
-	stats := newMemory()
+	stats := &memory{m: map[string]cache.Hashed{}}
 	// The file is so new that another write need not change its stamp.
-	first, err := pinOf(t, openContext(t, dir, "", stats), "/a")
+	c := openContext(t, dir, "", stats)
+	first, err := pinOf(t, c, "/a")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if stats.put > 0 && !settledFile(t, file) {
+	if stats.keep(c) > 0 && !settledFile(t, file) {
 		t.Error("the digest of a file that was just written is remembered")
 	}
 	time.Sleep(30 * time.Millisecond)
-	c := openContext(t, dir, "", stats)
-	if d, err := pinOf(t, c, "/a"); err != nil || d != first || stats.put == 0 {
+	clear(stats.m)
+	c = openContext(t, dir, "", stats)
+	if d, err := pinOf(t, c, "/a"); err != nil || d != first || stats.keep(c) != 1 {
 		t.Errorf("Pin of the same = %s, %v, want %s, and remembered", d, err, first)
 	}
 	if !pinned(t, c, "/a") {
 		t.Error("what was pinned is not known to be so")
 	}
-	puts := stats.put
 	again := openContext(t, dir, "", stats)
-	if d, err := pinOf(t, again, "/a"); err != nil || d != first || stats.hits == 0 || stats.put != puts {
+	if d, err := pinOf(t, again, "/a"); err != nil || d != first || stats.hits == 0 || stats.keep(again) != 0 {
 		t.Errorf("Pin of what is remembered = %s, %v with %d hits", d, err, stats.hits)
 	}
 	st, err := os.Stat(file)

@@ -24,7 +24,7 @@ import (
 // contexts is what a build reads of its user's files.
 type contexts struct {
 	byName         map[string]*source.Context
-	stats          []*cache.Stats
+	stats          map[string]*cache.Stats // by the context's name
 	dockerfile     []byte
 	dockerfileName string // as messages call it
 	dockerfilePath string // "" if it is no file
@@ -48,8 +48,8 @@ func (c *contexts) close() {
 // save keeps what was learned of the files. That it cannot be kept costs the
 // next build time, and is no reason for this one to fail.
 func (c *contexts) save() {
-	for _, s := range c.stats {
-		_ = s.Save()
+	for name, s := range c.stats {
+		_ = s.Save(c.byName[name].Hashed())
 	}
 }
 
@@ -58,7 +58,7 @@ const maxDockerfile = 16 << 20
 
 // open finds the context directories and the Dockerfile.
 func (j *job) open(ctx context.Context) error {
-	c := &contexts{byName: map[string]*source.Context{}}
+	c := &contexts{byName: map[string]*source.Context{}, stats: map[string]*cache.Stats{}}
 	j.contexts = c
 	if err := j.openSession(); err != nil {
 		return err
@@ -130,7 +130,7 @@ func (j *job) addContext(name, dir string, m *ignore.Matcher) error {
 		return err
 	}
 	j.contexts.byName[name] = x
-	j.contexts.stats = append(j.contexts.stats, stats)
+	j.contexts.stats[name] = stats
 	return nil
 }
 
