@@ -62,7 +62,13 @@ func (s *Store) check(ctx context.Context, mend bool) []error {
 		}
 		return err
 	})
-	c.files("stats/*", func(path string) error { _, err := readStats(path); return err })
+	c.files("stats/*", func(path string) error {
+		f, _, err := readStats(path)
+		if err == nil {
+			f.Close()
+		}
+		return err
+	})
 	if err := ctx.Err(); err != nil {
 		c.problems = append(c.problems, context.Cause(ctx))
 	}

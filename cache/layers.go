@@ -200,13 +200,10 @@ func (d *Draft) Commit(ctx context.Context, known *tree.Digests) (oci.Layer, err
 	}
 	l := oci.Layer{ID: d.ID}
 	err = d.writeEntries(func(w io.Writer) error {
-		rec := layer.NewRecorder(ctx, w, dir, hashers)
+		rec := layer.NewRecorder(ctx, w, dir, hashers, known)
 		for c, err := range s.driver.Changes(ctx, d.ID) {
 			if err != nil {
 				return fmt.Errorf("list what a step changed: %w", err)
-			}
-			if known != nil && c.HardLink == "" && c.Type() == unix.S_IFREG {
-				c.Digest = known.Get(c.Path)
 			}
 			if err := rec.Add(c); err != nil {
 				return fmt.Errorf("hash layer: %w", err)

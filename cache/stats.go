@@ -32,9 +32,16 @@ type Stats struct {
 	store *Store
 	path  string
 
-	mu  sync.Mutex
-	old map[string]*statBlock // by directory
+	mu     sync.Mutex
+	file   *os.File              // as it was found; nil: there is none
+	old    map[string]*statBlock // by directory
+	loaded [maxLoaded]*statBlock // those with their data, or nil
+	oldest int                   // of loaded
 }
+
+// maxLoaded is of how many directories the data are held: as many as may be asked
+// for side by side.
+const maxLoaded = 32
 
 // Hashed is a file whose content was read.
 type Hashed struct {
@@ -51,7 +58,9 @@ type stat struct {
 // statBlock is what is remembered of one directory, as it lies in the file: its
 // files sorted by name. Whoever asks for them in that order reads it once.
 type statBlock struct {
-	data  []byte
+	at    int64 // where its data are in the file, and how long
+	size  int
+	data  []byte // nil: to be loaded
 	count int
 
 	cursor statCursor
@@ -67,16 +76,44 @@ type statCursor struct {
 const statsFormat = "build stats 2\n"
 
 // Stats opens what is remembered of the files below the host path root. A file
-// that is damaged or of another format is as good as none.
+// that is damaged or of another format is as good as none. The caller closes it.
 func (s *Store) Stats(root string) *Stats {
 	t := &Stats{store: s, path: filepath.Join(s.dir, "stats", shortHash(root))}
-	t.old, _ = readStats(t.path)
+	t.file, t.old, _ = readStats(t.path)
 	return t
 }
 
-func readStats(path string) (map[string]*statBlock, error) {
-	b, err := os.ReadFile(path)
+// Close releases the file.
+func (t *Stats) Close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.file != nil {
+		t.file.Close()
+	}
+	t.file, t.old = nil, nil
+}
+
+// readStats checks all of a file, and leaves it open.
+func readStats(path string) (*os.File, map[string]*statBlock, error) {
+	f, err := os.Open(path)
 	if err != nil {
+		return nil, nil, err
+	}
+	blocks, err := readBlocks(f)
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, blocks, nil
+}
+
+func readBlocks(f *os.File) (map[string]*statBlock, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, st.Size())
+	if _, err := io.ReadFull(f, b); err != nil {
 		return nil, err
 	}
 	text, err := openRecord(b)
@@ -88,6 +125,30 @@ func readStats(path string) (map[string]*statBlock, error) {
 		return nil, errors.New("it is of another version")
 	}
 	return out, nil
+}
+
+// load has the data of b read, if they are not held. The file is never written to,
+// but replaced.
+func (t *Stats) load(b *statBlock) bool {
+	if b.data != nil {
+		return true
+	}
+	if t.file == nil {
+		return false
+	}
+	var data []byte
+	if last := t.loaded[t.oldest]; last != nil {
+		data, last.data, last.cursor = last.data[:0], nil, statCursor{}
+	}
+	data = slices.Grow(data, b.size)[:b.size]
+	t.loaded[t.oldest] = nil
+	if _, err := t.file.ReadAt(data, b.at); err != nil {
+		return false
+	}
+	b.data, b.cursor.rest = data, data
+	t.loaded[t.oldest] = b
+	t.oldest = (t.oldest + 1) % maxLoaded
+	return true
 }
 
 // parseStats finds the directories in the text of a stats file; nil where it is
@@ -110,9 +171,10 @@ func parseStats(text []byte) map[string]*statBlock {
 		if data, rest, ok = cutText(rest); !ok || count > uint64(len(data)) {
 			return nil
 		}
-		b := &statBlock{data: data, count: int(count), found: make([]uint64, (count+63)/64)}
-		b.cursor.rest = data
-		out[string(dir)] = b
+		out[string(dir)] = &statBlock{
+			at: int64(len(text) - len(rest) - len(data)), size: len(data),
+			count: int(count), found: make([]uint64, (count+63)/64),
+		}
 	}
 	return out
 }
@@ -198,7 +260,7 @@ func (t *Stats) Get(path string, s Stamp) (Sum, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	b := t.old[dir]
-	if b == nil {
+	if b == nil || !t.load(b) {
 		return Sum{}, false
 	}
 	e, ok := b.find(name)
@@ -279,7 +341,7 @@ func (t *Stats) block(dir string, read iter.Seq[Hashed], b []byte) ([]byte, int)
 	count := 0
 	put := func(name string, s stat) { b, count = appendStat(b, name, s), count+1 }
 	var at statCursor
-	if old != nil {
+	if old != nil && t.load(old) {
 		at.rest = old.data
 	}
 	for {

@@ -146,6 +146,45 @@ func TestStatsOrder(t *testing.T) {
 	}
 }
 
+// Files of many directories are found, whichever is asked for next, and kept.
+func TestStatsManyDirectories(t *testing.T) {
+	s := open(t, t.TempDir())
+	const files = 3
+	stampOf := func(d, f int) Stamp { return Stamp{Ino: uint64(d*files + f)} }
+	all := map[string]iter.Seq[Hashed]{}
+	for d := range 3 * maxLoaded {
+		var list []Hashed
+		for f := range files {
+			list = append(list, Hashed{fmt.Sprint(f), stampOf(d, f), sumOf(fmt.Sprint(d, f))})
+		}
+		all[fmt.Sprintf("/x/%d/", d)] = slices.Values(list)
+	}
+	if err := s.Stats("/x").Save(all); err != nil {
+		t.Fatal(err)
+	}
+	found := func(st *Stats) {
+		t.Helper()
+		for f := range files {
+			for d := range 3 * maxLoaded {
+				p := fmt.Sprintf("/x/%d/%d", d, f)
+				if sum, ok := st.Get(p, stampOf(d, f)); !ok || sum != sumOf(fmt.Sprint(d, f)) {
+					t.Errorf("Get(%s) = %x, %v, want it found", p, sum, ok)
+				}
+			}
+		}
+	}
+	st := s.Stats("/x")
+	found(st)
+	save(t, st, "/y", Hashed{Name: "new"})
+	st.Close()
+	if _, ok := st.Get("/x/1/1", stampOf(1, 1)); ok {
+		t.Error("Get after Close finds something")
+	}
+	st = s.Stats("/x")
+	defer st.Close()
+	found(st)
+}
+
 // save saves files of dir.
 func save(t *testing.T, st *Stats, dir string, files ...Hashed) {
 	t.Helper()
@@ -161,6 +200,8 @@ func FuzzStats(f *testing.F) {
 	f.Add(append([]byte(statsFormat+"\x02/x\x01\x36"), appendStat(nil, "a", stat{stamp: Stamp{Size: 5}})...))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		for dir, b := range parseStats(text) {
+			b.data = text[b.at:][:b.size]
+			b.cursor.rest = b.data
 			for at, ok := (statCursor{rest: b.data}), true; ok; {
 				var name []byte
 				if name, _, at, ok = at.next(); ok {

@@ -173,6 +173,7 @@ func (r *rig) buildWith(n *llb.Node, meanwhile func()) (Result, *watch, error) {
 		r.t.Fatal(err)
 	}
 	stats := r.store.Stats(r.dir)
+	defer stats.Close()
 	c, err := source.OpenContext(r.dir, m, stats)
 	if err != nil {
 		r.t.Fatal(err)

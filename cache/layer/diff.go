@@ -42,7 +42,7 @@ type DiffOptions struct {
 // directories as Opaque, and everything else there is, the root included.
 func Diff(ctx context.Context, dir string, lower *tree.Tree, o DiffOptions) iter.Seq2[tree.Change, error] {
 	return func(yield func(tree.Change, error) bool) {
-		d := differ{ctx: ctx, lower: lower, o: o, yield: yield, first: map[uint64]string{}}
+		d := differ{ctx: ctx, lower: lower, o: o, yield: yield}
 		if err := d.root(dir); err != nil && !errors.Is(err, errStop) {
 			yield(tree.Change{}, fmt.Errorf("list changes of %s: %w", dir, err))
 		}
@@ -60,7 +60,7 @@ type differ struct {
 	// parents are the directories that lead to where the walk is and have
 	// not been listed: they are as in lower, so far.
 	parents []tree.Change
-	first   map[uint64]string // of inodes with several names, the first listed
+	first   firsts
 }
 
 // emit lists c, and the parents that are not listed yet.
@@ -189,8 +189,8 @@ func (d *differ) one(dir *os.File, name string, e *found, below, whole bool) err
 			return err
 		}
 		if e.Nlink > 1 {
-			if c.HardLink = d.first[e.Ino]; c.HardLink == "" {
-				d.first[e.Ino] = p
+			if c.HardLink = d.first.get(e.Ino); c.HardLink == "" {
+				d.first.set(e.Ino, p)
 			}
 		}
 		return d.emit(c)

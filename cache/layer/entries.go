@@ -155,45 +155,116 @@ func appendDigest(b []byte, d oci.Digest) []byte {
 	return appendText(b, string(d))
 }
 
-// ReadEntries yields the changes that WriteEntries wrote. It reads all of r and
-// compares the checksum before it yields the first; what does not fit is an
-// ErrDamaged.
-func ReadEntries(r io.Reader) iter.Seq2[tree.Change, error] {
+// ReadEntries yields the changes that WriteEntries wrote. It reads r twice, from
+// where r stands: before it yields the first, it compares the checksum. What does
+// not fit is an ErrDamaged. It holds little of r.
+func ReadEntries(r io.ReadSeeker) iter.Seq2[tree.Change, error] {
 	return func(yield func(tree.Change, error) bool) {
-		data, err := io.ReadAll(r)
-		if err != nil {
-			yield(tree.Change{}, fmt.Errorf("read entries: %w", err))
-			return
-		}
-		body, err := checked(data)
+		body, err := verified(r)
 		if err != nil {
 			yield(tree.Change{}, err)
 			return
 		}
-		d := decoder{rest: body}
+		var d decoder
 		var last string
-		for n := uint64(0); ; n++ {
+		for n := uint64(0); ; {
+			record := d.rest
 			kind := d.byte()
+			var c tree.Change
+			var count uint64
 			if kind == bitEnd {
-				if count := d.number(); count != n || len(d.rest) > 0 {
-					d.bad = true
+				count = d.number()
+			} else {
+				c = d.change(kind, last)
+			}
+			if (d.bad || kind == bitEnd) && !body.ended {
+				if d, err = body.more(record); err != nil {
+					yield(tree.Change{}, err)
+					return
 				}
-				if d.bad {
-					yield(tree.Change{}, ErrDamaged)
-				}
+				continue // with as much again of the record
+			}
+			if kind == bitEnd && !d.bad && count == n && len(d.rest) == 0 {
 				return
 			}
-			c := d.change(kind, last)
-			if d.bad {
+			if kind == bitEnd || d.bad {
 				yield(tree.Change{}, ErrDamaged)
 				return
 			}
 			last = c.Path
+			n++
 			if !yield(c, nil) {
 				return
 			}
 		}
 	}
+}
+
+// records is the records of a list, of which a part is held.
+type records struct {
+	r     io.Reader
+	buf   []byte
+	ended bool // buf has the last of them
+}
+
+// recordsPart is how much of a list is read at a time, in bytes.
+const recordsPart = 64 << 10
+
+// more is a decoder of rest, the end of the last one's, and what follows.
+func (b *records) more(rest []byte) (decoder, error) {
+	if need := len(rest) + recordsPart; cap(b.buf) < need {
+		b.buf = append(make([]byte, 0, max(need, 2*cap(b.buf))), rest...)
+	} else {
+		b.buf = b.buf[:copy(b.buf[:cap(b.buf)], rest)]
+	}
+	n, err := io.ReadFull(b.r, b.buf[len(b.buf):cap(b.buf)])
+	b.buf = b.buf[:len(b.buf)+n]
+	b.ended = err == io.EOF || err == io.ErrUnexpectedEOF
+	if err != nil && !b.ended {
+		return decoder{}, fmt.Errorf("read entries: %w", err)
+	}
+	return decoder{rest: b.buf}, nil
+}
+
+// verified is the records of the list r, whose version and checksum fit.
+func verified(r io.ReadSeeker) (*records, error) {
+	begin, err := r.Seek(0, io.SeekCurrent)
+	var end int64
+	if err == nil {
+		end, err = r.Seek(0, io.SeekEnd)
+	}
+	if err == nil {
+		_, err = r.Seek(begin, io.SeekStart)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read entries: %w", err)
+	}
+	magic := int64(len(entriesMagic))
+	size := end - begin - magic - sumSize
+	h := hashers.Get().(*blake3.Hasher)
+	defer hashers.Put(h)
+	h.Reset()
+	buf := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(buf)
+	head := (*buf)[:magic+sumSize]
+	if n, err := io.ReadFull(r, head[:magic]); size < 0 || err == nil && string(head[:n]) != entriesMagic {
+		return nil, fmt.Errorf("%w: not of version %q", ErrDamaged, entriesMagic[:magic-1])
+	} else if err != nil {
+		return nil, fmt.Errorf("read entries: %w", err)
+	}
+	h.Write(head[:magic])
+	if _, err = io.CopyBuffer(h, io.LimitReader(r, size), *buf); err == nil {
+		if _, err = io.ReadFull(r, head[:sumSize]); err == nil {
+			_, err = r.Seek(begin+magic, io.SeekStart)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read entries: %w", err)
+	}
+	if !bytes.Equal(h.Sum(nil)[:sumSize], head[:sumSize]) {
+		return nil, fmt.Errorf("%w: checksum differs", ErrDamaged)
+	}
+	return &records{r: io.LimitReader(r, size)}, nil
 }
 
 // checked is data without version word and checksum, both of which fit.

@@ -36,9 +36,12 @@ func Intact(r io.Reader, dir string) error {
 	l := looker{top: o.fd, at: -1}
 	defer l.leave()
 	d := decoder{rest: body}
-	for {
+	for n := uint64(0); ; n++ {
 		kind := d.byte()
-		if kind == bitEnd && !d.bad {
+		if kind == bitEnd {
+			if count := d.number(); d.bad || count != n || len(d.rest) > 0 {
+				return ErrDamaged
+			}
 			return nil
 		}
 		s := d.stamp(kind, l.path)

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -20,20 +21,27 @@ type Recorder struct {
 	entries *entryWriter
 	digest  *digester
 	window  []tree.Change
-	linked  tree.Digests // of files with several names
+	known   *tree.Digests
+	linked  tree.Digests // of files with several names that are not in known
 }
 
 // recorded is how many changes a Recorder holds.
 const recorded = 1024
 
-// NewRecorder writes entries to w, as WriteEntries does. Regular files without a
-// Digest are read under dir, limit at a time.
-func NewRecorder(ctx context.Context, w io.Writer, dir string, limit int) *Recorder {
-	return &Recorder{ctx: ctx, dir: dir, limit: limit, entries: newEntryWriter(w), digest: newDigester(), window: make([]tree.Change, 0, recorded)}
+// NewRecorder writes entries to w, as WriteEntries does. Regular files that known,
+// which may be nil, does not have the digest of are read under dir, limit at a time.
+func NewRecorder(ctx context.Context, w io.Writer, dir string, limit int, known *tree.Digests) *Recorder {
+	if known == nil {
+		known = new(tree.Digests)
+	}
+	return &Recorder{ctx: ctx, dir: dir, limit: limit, known: known, entries: newEntryWriter(w), digest: newDigester(), window: make([]tree.Change, 0, recorded)}
 }
 
 // Add adds a change; those of a layer come sorted.
 func (r *Recorder) Add(c tree.Change) error {
+	if c.HardLink == "" && !c.Removed && c.Type() == unix.S_IFREG {
+		c.Digest = r.known.Get(c.Path)
+	}
 	r.window = append(r.window, c)
 	if len(r.window) < recorded {
 		return nil
@@ -50,10 +58,10 @@ func (r *Recorder) flush() error {
 		switch {
 		case c.Removed || c.Type() != unix.S_IFREG:
 		case c.HardLink != "":
-			if c.Digest = r.linked.Get(c.HardLink); c.Digest == "" {
+			if c.Digest = cmp.Or(r.known.Get(c.HardLink), r.linked.Get(c.HardLink)); c.Digest == "" {
 				return fmt.Errorf("hash layer: %s is a hard link to %s, which is not in the layer", c.Path, c.HardLink)
 			}
-		case c.Nlink > 1:
+		case c.Nlink > 1 && r.known.Get(c.Path) == "":
 			r.linked.Set(c.Path, c.Digest)
 		}
 		r.entries.add(c)

@@ -257,7 +257,7 @@ func FuzzReadEntries(f *testing.F) {
 		if err := WriteEntries(&again, got); err != nil {
 			t.Fatal(err)
 		}
-		back, err := Collect(ReadEntries(&again))
+		back, err := Collect(ReadEntries(bytes.NewReader(again.Bytes())))
 		if err != nil || !reflect.DeepEqual(back, got) {
 			t.Errorf("read back %+v, %v, want %+v", back, err, got)
 		}

@@ -40,6 +40,9 @@ func (c *contexts) close() {
 	for _, x := range c.byName {
 		x.Close()
 	}
+	for _, s := range c.stats {
+		s.Close()
+	}
 	if c.temp != "" {
 		os.RemoveAll(c.temp)
 	}
@@ -127,6 +130,7 @@ func (j *job) addContext(name, dir string, m *ignore.Matcher) error {
 	stats := j.Store.Stats(dir)
 	x, err := source.OpenContext(dir, m, stats)
 	if err != nil {
+		stats.Close()
 		return err
 	}
 	j.contexts.byName[name] = x
