@@ -40,8 +40,11 @@ type Stats struct {
 }
 
 // maxLoaded is of how many directories the data are held: as many as may be asked
-// for side by side.
-const maxLoaded = 32
+// for side by side. All are, of a file of at most smallStats bytes.
+const (
+	maxLoaded  = 16
+	smallStats = 1 << 20
+)
 
 // Hashed is a file whose content was read.
 type Hashed struct {
@@ -124,6 +127,11 @@ func readBlocks(f *os.File) (map[string]*statBlock, error) {
 	if out == nil {
 		return nil, errors.New("it is of another version")
 	}
+	if len(text) > smallStats {
+		for _, b := range out {
+			b.data, b.cursor = nil, statCursor{}
+		}
+	}
 	return out, nil
 }
 
@@ -172,7 +180,7 @@ func parseStats(text []byte) map[string]*statBlock {
 			return nil
 		}
 		out[string(dir)] = &statBlock{
-			at: int64(len(text) - len(rest) - len(data)), size: len(data),
+			at: int64(len(text) - len(rest) - len(data)), size: len(data), data: data, cursor: statCursor{rest: data},
 			count: int(count), found: make([]uint64, (count+63)/64),
 		}
 	}
@@ -254,9 +262,9 @@ func (b *statBlock) find(name string) (stat, bool) {
 	}
 }
 
-// Get is the digest of the file at path, if it was put with the same stamp.
-func (t *Stats) Get(path string, s Stamp) (Sum, bool) {
-	dir, name := filepath.Split(path)
+// Get is the digest of the file name in dir, which has a slash at its end, if it was
+// saved with the same stamp.
+func (t *Stats) Get(dir, name string, s Stamp) (Sum, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	b := t.old[dir]

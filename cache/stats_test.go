@@ -26,7 +26,7 @@ func TestStats(t *testing.T) {
 		}
 	}
 	st := s.Stats(dir)
-	if _, ok := st.Get(path("a"), stamp); ok {
+	if _, ok := st.Get(dir+"/", "a", stamp); ok {
 		t.Error("Get of nothing finds something")
 	}
 	var files []Hashed
@@ -35,7 +35,7 @@ func TestStats(t *testing.T) {
 	}
 	save(t, st, dir, files...)
 	st = s.Stats(dir)
-	if d, ok := st.Get(odd, stamp); !ok || d != sumOf("b") {
+	if d, ok := st.Get(dir+"/", filepath.Base(odd), stamp); !ok || d != sumOf("b") {
 		t.Errorf("Get(%q) = %x, %v, want %x", odd, d, ok, sumOf("b"))
 	}
 	tests := []struct {
@@ -53,7 +53,7 @@ func TestStats(t *testing.T) {
 	for _, tt := range tests {
 		other := stamp
 		tt.with(&other)
-		if _, ok := st.Get(path("a"), other); ok != tt.want {
+		if _, ok := st.Get(dir+"/", "a", other); ok != tt.want {
 			t.Errorf("Get with another %s = %v, want %v", tt.name, ok, tt.want)
 		}
 	}
@@ -62,11 +62,11 @@ func TestStats(t *testing.T) {
 	save(t, st, dir, Hashed{"b", stamp, sumOf("d")})
 	st = s.Stats(dir)
 	for p, want := range map[string]bool{path("a"): true, odd: true, path("b"): true, path("gone"): false} {
-		if _, ok := st.Get(p, stamp); ok != want {
+		if _, ok := st.Get(dir+"/", filepath.Base(p), stamp); ok != want {
 			t.Errorf("Get(%q) after another Save = %v, want %v", p, ok, want)
 		}
 	}
-	if _, ok := s.Stats(dir+"/").Get(path("a"), stamp); ok {
+	if _, ok := s.Stats(dir+"/").Get(dir+"/", "a", stamp); ok {
 		t.Error("another root has the same file")
 	}
 }
@@ -112,7 +112,7 @@ func TestStatsDamaged(t *testing.T) {
 		if err := os.WriteFile(st.path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if d, ok := s.Stats("/x").Get("/x/a", stamp); ok {
+		if d, ok := s.Stats("/x").Get("/x/", "a", stamp); ok {
 			t.Errorf("%s: Get = %x", name, d)
 		}
 	}
@@ -138,7 +138,7 @@ func TestStatsOrder(t *testing.T) {
 	for _, order := range []string{"bdfh", "hfdb", "abcdefghi", "ihgfedcba", "hbhb", "bbff", "ccfcg"} {
 		st := s.Stats(dir)
 		for _, n := range strings.Split(order, "") {
-			d, ok := st.Get(dir+"/"+n, Stamp{Ino: uint64(n[0])})
+			d, ok := st.Get(dir+"/", n, Stamp{Ino: uint64(n[0])})
 			if want := slices.Contains(names, n); ok != want || ok && d != sumOf(n) {
 				t.Errorf("Get of %s in %s = %x, %v, want it found: %v", n, order, d, ok, want)
 			}
@@ -149,7 +149,7 @@ func TestStatsOrder(t *testing.T) {
 // Files of many directories are found, whichever is asked for next, and kept.
 func TestStatsManyDirectories(t *testing.T) {
 	s := open(t, t.TempDir())
-	const files = 3
+	const files = 500 // more than smallStats bytes
 	stampOf := func(d, f int) Stamp { return Stamp{Ino: uint64(d*files + f)} }
 	all := map[string]iter.Seq[Hashed]{}
 	for d := range 3 * maxLoaded {
@@ -166,9 +166,9 @@ func TestStatsManyDirectories(t *testing.T) {
 		t.Helper()
 		for f := range files {
 			for d := range 3 * maxLoaded {
-				p := fmt.Sprintf("/x/%d/%d", d, f)
-				if sum, ok := st.Get(p, stampOf(d, f)); !ok || sum != sumOf(fmt.Sprint(d, f)) {
-					t.Errorf("Get(%s) = %x, %v, want it found", p, sum, ok)
+				dir, name := fmt.Sprintf("/x/%d/", d), fmt.Sprint(f)
+				if sum, ok := st.Get(dir, name, stampOf(d, f)); !ok || sum != sumOf(fmt.Sprint(d, f)) {
+					t.Errorf("Get(%s, %s) = %x, %v, want it found", dir, name, sum, ok)
 				}
 			}
 		}
@@ -177,7 +177,7 @@ func TestStatsManyDirectories(t *testing.T) {
 	found(st)
 	save(t, st, "/y", Hashed{Name: "new"})
 	st.Close()
-	if _, ok := st.Get("/x/1/1", stampOf(1, 1)); ok {
+	if _, ok := st.Get("/x/1/", "1", stampOf(1, 1)); ok {
 		t.Error("Get after Close finds something")
 	}
 	st = s.Stats("/x")
@@ -200,8 +200,9 @@ func FuzzStats(f *testing.F) {
 	f.Add(append([]byte(statsFormat+"\x02/x\x01\x36"), appendStat(nil, "a", stat{stamp: Stamp{Size: 5}})...))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		for dir, b := range parseStats(text) {
-			b.data = text[b.at:][:b.size]
-			b.cursor.rest = b.data
+			if !bytes.Equal(b.data, text[b.at:][:b.size]) {
+				t.Errorf("%q: its files are said to be elsewhere", dir)
+			}
 			for at, ok := (statCursor{rest: b.data}), true; ok; {
 				var name []byte
 				if name, _, at, ok = at.next(); ok {

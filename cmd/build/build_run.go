@@ -30,11 +30,11 @@ func (g *globals) open(ctx context.Context, driver, runtime string) (*builder.Bu
 	return builder.Open(ctx, root, builder.Options{Driver: driver, OCIRuntime: runtime, Registries: g.registryConfig})
 }
 
-// collectLateThenOften has no garbage collected before 16 MB have been allocated,
+// collectLateThenOften has no garbage collected before 8 MB have been allocated,
 // which is more than a cached build of some thousand files takes; from then on more
 // often than is usual, as what is held grows with the number of files.
 func collectLateThenOften() {
-	debug.SetGCPercent(400) // of 4 MB, at first
+	debug.SetGCPercent(200) // of 4 MB, at first
 	runtime.AddCleanup(new([64]byte), func(percent int) { debug.SetGCPercent(percent) }, 20)
 }
 

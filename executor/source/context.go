@@ -219,7 +219,7 @@ func (c *Context) Digest(ctx context.Context, e tree.Entry) (oci.Digest, error) 
 	}
 	stamp := l.stamp(i)
 	if c.stats != nil {
-		if sum, ok := c.stats.Get(path.Join(c.dir, e.Path), stamp); ok {
+		if sum, ok := c.stats.Get(l.host, l.Name(i), stamp); ok {
 			c.know(l, i, content{sum, hashed | sure})
 			return digestOf(sum), nil
 		}

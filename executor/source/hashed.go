@@ -3,9 +3,7 @@ package source
 import (
 	"iter"
 	"maps"
-	"path"
 	"slices"
-	"strings"
 
 	"github.com/861fb494/build/cache"
 )
@@ -23,8 +21,7 @@ func (c *Context) Hashed() map[string]iter.Seq[cache.Hashed] {
 	dirs := map[string][]*directory{}
 	for _, l := range known {
 		for range l.hashed() {
-			dir := strings.TrimSuffix(path.Join(c.dir, l.dir), "/") + "/"
-			dirs[dir] = append(dirs[dir], l)
+			dirs[l.host] = append(dirs[l.host], l)
 			break
 		}
 	}

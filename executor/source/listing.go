@@ -54,7 +54,8 @@ const (
 // after that only the contents change.
 type directory struct {
 	c     *Context
-	dir   string // with a slash at its end
+	dir   string // in the context, with a slash at its end
+	host  string // on the host, likewise
 	ready chan struct{}
 	names string // one after the other
 	files []file
@@ -64,6 +65,12 @@ type directory struct {
 
 	// The context's lock guards it. Nil until there is something to know.
 	contents []content
+}
+
+// directory is the directory p, not read yet.
+func (c *Context) directory(p string) *directory {
+	p = strings.TrimSuffix(p, "/") + "/"
+	return &directory{c: c, dir: p, host: strings.TrimSuffix(c.dir, "/") + p, ready: make(chan struct{})}
 }
 
 func (l *directory) Len() int               { return len(l.files) }
@@ -122,7 +129,7 @@ func (c *Context) list(p string) *directory {
 		<-l.ready
 		return l
 	}
-	l = &directory{c: c, dir: strings.TrimSuffix(p, "/") + "/", ready: make(chan struct{})}
+	l = c.directory(p)
 	before := c.before[p]
 	c.listings[p] = l
 	c.mu.Unlock()
@@ -314,10 +321,9 @@ func (c *Context) file(p string) (*directory, int, error) {
 		return nil, 0, err
 	}
 	dir, name := path.Split(p)
-	l := &directory{
-		c: c, dir: dir, dev: dev, names: name, ready: make(chan struct{}),
-		files: []file{{size: e.Size, mtime: e.ModTime.UnixNano(), ctime: ctime.UnixNano(), ino: e.Ino, nameEnd: uint32(len(name))}},
-	}
+	l := c.directory(dir)
+	l.dev, l.names = dev, name
+	l.files = []file{{size: e.Size, mtime: e.ModTime.UnixNano(), ctime: ctime.UnixNano(), ino: e.Ino, nameEnd: uint32(len(name))}}
 	close(l.ready)
 	c.mu.Lock()
 	defer c.mu.Unlock()

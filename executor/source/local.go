@@ -19,9 +19,10 @@ type Stamp = cache.Stamp
 // Stats are content digests of files by their stamps, from earlier builds; see
 // Context.Hashed for later ones.
 type Stats interface {
-	// Get is the digest of the file at the host path, if it was recorded with
-	// the same stamp. It is fastest for the files of a directory in order.
-	Get(path string, s Stamp) (cache.Sum, bool)
+	// Get is the digest of the file name in the host directory dir, which has a
+	// slash at its end, if it was recorded with the same stamp. It is fastest for
+	// the files of a directory in order.
+	Get(dir, name string, s Stamp) (cache.Sum, bool)
 }
 
 // Local is the user's directories: the context and the named contexts.

@@ -129,8 +129,8 @@ type memory struct {
 	hits int
 }
 
-func (m *memory) Get(p string, s Stamp) (cache.Sum, bool) {
-	h, ok := m.m[p]
+func (m *memory) Get(dir, name string, s Stamp) (cache.Sum, bool) {
+	h, ok := m.m[dir+name]
 	if !ok || h.Stamp != s {
 		return cache.Sum{}, false
 	}

@@ -64,7 +64,8 @@ func (p *Pipeline[T]) fresh() *batch[T] { return &batch[T]{done: make(chan error
 // context's: there is no use in adding more.
 func (p *Pipeline[T]) Add(v T) error {
 	p.now.values = append(p.now.values, v)
-	p.now.cost += p.o.Cost(&v)
+	// Not of v itself, which would have to be allocated.
+	p.now.cost += p.o.Cost(&p.now.values[len(p.now.values)-1])
 	if len(p.now.values) < p.o.Batch && p.now.cost < p.o.MaxCost {
 		return nil
 	}
@@ -151,6 +152,7 @@ func (p *Pipeline[T]) send() {
 	case p.now = <-p.free:
 	default:
 		p.now = p.fresh()
+		p.now.values = make([]T, 0, p.o.Batch)
 	}
 }
 
@@ -159,7 +161,10 @@ func (p *Pipeline[T]) start() {
 	workers := min(runtime.GOMAXPROCS(0), 16)
 	// Some batches ahead: the one that takes waits for the oldest.
 	ahead := 2 * workers
-	p.work, p.order, p.free = make(chan *batch[T], ahead), make(chan *batch[T], ahead), make(chan *batch[T], ahead)
+	p.work, p.order = make(chan *batch[T], ahead), make(chan *batch[T], ahead)
+	// All of them, with the one that is taken, those that wait on both sides of
+	// order, and the one that is filled: each is made once.
+	p.free = make(chan *batch[T], ahead+3)
 	for range workers {
 		p.goroutines.Go(func() {
 			for b := range p.work {
