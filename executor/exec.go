@@ -37,7 +37,7 @@ func (w *Worker) exec(ctx context.Context, n *llb.Node, op llb.Exec, in []Result
 		}
 	}
 	w.execs.Add(1)
-	w.warm(op.CgroupParent)
+	w.warm(op)
 	d, err := w.Store.Prepare(ctx, in[0].Layers)
 	if err != nil {
 		return Result{}, err
@@ -72,13 +72,20 @@ func (w *Worker) exec(ctx context.Context, n *llb.Node, op llb.Exec, in []Result
 	return r, nil
 }
 
-// warm has the sandbox prepare for the next process, while its files are, or those
-// of the last one are looked at.
-func (w *Worker) warm(cgroupParent string) {
-	s, ok := w.Sandbox.(sandbox.Warmer)
-	if !ok || w.Execs == 0 {
+// warm has sandbox and network prepare for op, or one like it, while its files are,
+// or those of the last one are looked at.
+func (w *Worker) warm(op llb.Exec) {
+	if w.Execs == 0 {
 		return
 	}
+	if op.Network != llb.NetworkHost && op.Network != llb.NetworkNone {
+		w.Networks.Warm()
+	}
+	s, ok := w.Sandbox.(sandbox.Warmer)
+	if !ok {
+		return
+	}
+	cgroupParent := op.CgroupParent
 	if cgroupParent == "" {
 		cgroupParent = w.Store.Group()
 	}
@@ -130,7 +137,7 @@ func (x *execution) run(ctx context.Context, spec sandbox.Spec) error {
 
 func (x *execution) warmNext() {
 	if int(x.execs.Load()) < x.Execs {
-		x.warm(x.op.CgroupParent)
+		x.warm(x.op)
 	}
 }
 

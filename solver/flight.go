@@ -218,6 +218,11 @@ func (s *Solver[R]) put(ctx context.Context, k Key, r R) (err error) {
 }
 
 func (s *Solver[R]) lock(ctx context.Context, f *flight[R], j job[R]) (unlock func(), err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = died(p)
+		}
+	}()
 	if w, ok := f.owner.opts.Observer.(Waiter); ok {
 		t := time.AfterFunc(patience, func() { w.Waiting(j.node) })
 		defer t.Stop()

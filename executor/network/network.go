@@ -45,6 +45,9 @@ type Networks struct {
 
 	mu    sync.Mutex
 	state *state // nil until the first bridge endpoint
+	ahead *ahead // nil: none
+
+	warming sync.WaitGroup // what of ahead goes on in the background
 }
 
 // New returns the networks that the processes with the same stateDir share; ""
@@ -98,6 +101,11 @@ func (n *Networks) Attach(ctx context.Context, mode string, ports []Port) (*Endp
 	case Bridge, "", "default":
 	default:
 		return nil, fmt.Errorf("unknown network %q: want bridge, host or none", mode)
+	}
+	if len(ports) == 0 {
+		if e := n.taken(ctx); e != nil {
+			return e, nil
+		}
 	}
 	e, err := n.attachBridge(ctx, ports)
 	if errors.Is(err, fs.ErrPermission) {
@@ -153,6 +161,7 @@ func (n *Networks) open(ctx context.Context) (*state, error) {
 // Close removes bridge and rules if no other process uses them. It comes after
 // the Close of all endpoints, and after it n can be used again.
 func (n *Networks) Close() error {
+	n.cool()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.state == nil {
