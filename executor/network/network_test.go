@@ -208,7 +208,7 @@ func networks(t testing.TB, dir string, o Options) *Networks {
 // devices is the names of the host's devices that are not the test's own.
 func devices(t testing.TB) (names []string) {
 	t.Helper()
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		t.Fatal(err)
 	}
