@@ -26,6 +26,7 @@ func (n *Networks) Warm() {
 	if n.ahead != nil {
 		return
 	}
+	// Not a step's: it is for whoever comes next, and ends by giveUp.
 	ctx, cancel := context.WithCancel(context.Background())
 	a := &ahead{cancel: cancel, ready: make(chan struct{})}
 	n.ahead = a
