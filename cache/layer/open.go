@@ -3,6 +3,7 @@ package layer
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -25,7 +26,7 @@ func (o *opener) Close() { unix.Close(o.fd) }
 
 // open opens the regular file of c to be read. It is an error if it is no
 // longer what c says.
-func (o *opener) open(c *tree.Change) (*os.File, error) {
+func (o *opener) open(c *tree.Change) (*content, error) {
 	how := unix.OpenHow{
 		// O_NONBLOCK: a fifo in the file's place must not hold us up.
 		Flags:   unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC | unix.O_NOATIME,
@@ -48,5 +49,36 @@ func (o *opener) open(c *tree.Change) (*os.File, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("%s %w: it has %d bytes, not %d", c.Path, errChanged, st.Size, c.Size)
 	}
-	return os.NewFile(uintptr(fd), c.Path), nil
+	return &content{fd, c.Path}, nil
 }
+
+// content is a regular file that is read to its end. An os.File costs three more
+// system calls, as many as the rest of a small file takes.
+type content struct {
+	fd   int
+	path string
+}
+
+// Read implements io.Reader.
+func (f *content) Read(p []byte) (int, error) {
+	for {
+		n, err := unix.Read(f.fd, p)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return 0, &os.PathError{Op: "read", Path: f.path, Err: err}
+		case n == 0 && len(p) > 0:
+			return 0, io.EOF
+		}
+		return n, nil
+	}
+}
+
+// fetch has the kernel read the first n bytes, and does not wait for them.
+func (f *content) fetch(n int64) {
+	// Without it, it is slower.
+	_ = unix.Fadvise(f.fd, 0, n, unix.FADV_WILLNEED)
+}
+
+func (f *content) Close() error { return unix.Close(f.fd) }

@@ -44,12 +44,13 @@ func Write(ctx context.Context, w io.Writer, changes iter.Seq2[tree.Change, erro
 	defer files.Close()
 	count := &counter{w: w}
 	tw := tar.NewWriter(count)
-	for c, err := range changes {
+	for u := range ahead(changes, files) {
+		err := ctx.Err()
 		if err == nil {
-			err = ctx.Err()
+			err = u.err
 		}
 		if err == nil {
-			err = writeChange(ctx, tw, &c, files, o)
+			err = writeChange(ctx, tw, u, o)
 		}
 		if err != nil {
 			return count.n, fmt.Errorf("write layer: %w", err)
@@ -72,7 +73,8 @@ func (c *counter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-func writeChange(ctx context.Context, tw *tar.Writer, c *tree.Change, files *opener, o Options) error {
+func writeChange(ctx context.Context, tw *tar.Writer, u *upcoming, o Options) error {
+	c := &u.Change
 	if strings.Contains(c.Path, "/"+whiteout) {
 		return fmt.Errorf("%s: names that begin with %q stand for removed files and cannot be in a layer", c.Path, whiteout)
 	}
@@ -93,8 +95,8 @@ func writeChange(ctx context.Context, tw *tar.Writer, c *tree.Change, files *ope
 	if c.Opaque {
 		return writeMarker(tw, path.Join(c.Path, opaque))
 	}
-	if h.Typeflag == tar.TypeReg && c.Size > 0 {
-		return writeContent(ctx, tw, c, files, o.Verify)
+	if u.file != nil {
+		return writeContent(ctx, tw, u, o.Verify)
 	}
 	return nil
 }
@@ -171,12 +173,7 @@ func header(c *tree.Change, o Options) (*tar.Header, error) {
 	return h, nil
 }
 
-func writeContent(ctx context.Context, w io.Writer, c *tree.Change, files *opener, verify bool) error {
-	f, err := files.open(c)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
+func writeContent(ctx context.Context, w io.Writer, c *upcoming, verify bool) error {
 	buf := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(buf)
 	var h *blake3.Hasher
@@ -190,7 +187,7 @@ func writeContent(ctx context.Context, w io.Writer, c *tree.Change, files *opene
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n, err := f.Read(*buf)
+		n, err := c.file.Read(*buf)
 		total += int64(n)
 		if total > c.Size || err == io.EOF && total < c.Size {
 			return fmt.Errorf("%s %w: it has %d bytes, not %d", c.Path, errChanged, total, c.Size)

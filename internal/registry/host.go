@@ -69,7 +69,8 @@ func newHost(name string, o Options, stall time.Duration) (*host, error) {
 	base.TLSClientConfig = tlsConfig
 	base.DialContext = (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}).DialContext
 	base.MaxIdleConnsPerHost = 8
-	base.DisableCompression = true // blobs are compressed, and counted, as they are
+	base.WriteBufferSize = 64 << 10 // two of the pieces that net/http sends a layer in
+	base.DisableCompression = true  // blobs are compressed, and counted, as they are
 	h.client = &http.Client{
 		Transport:     userAgent{base, o.UserAgent},
 		CheckRedirect: checkRedirect,
