@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
+	"sync"
 
 	"github.com/docker/go-units"
 
@@ -60,9 +61,13 @@ func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 	if b.Notice != "" {
 		fmt.Fprintln(g.stderr, "build:", b.Notice)
 	}
-	if err := b.Sweep(ctx); err != nil {
-		g.debugf("sweep: %v", err)
-	}
+	var swept sync.WaitGroup
+	swept.Go(func() {
+		if err := b.Sweep(ctx); err != nil {
+			g.debugf("sweep: %v", err)
+		}
+	})
+	defer swept.Wait()
 	request, err := o.request(g)
 	if err != nil {
 		return err

@@ -454,7 +454,9 @@ func (j *job) solveAndExport(ctx context.Context) error {
 	j.result.Ran = obs.ran
 	j.contexts.save()
 	hints := j.hints(w.Worker, func(n *llb.Node) bool { return obs.hasRun(n) && !j.NoCache && !j.graph.Meta[n.Digest].NoCache })
-	j.saveLast(obs, hints)
+	var last sync.WaitGroup
+	last.Go(func() { j.saveLast(obs, hints) })
+	defer last.Wait()
 	j.giveHints(w.Worker, hints)
 	j.steps = slices.Clone(results)
 	if err == nil && j.Squash {
