@@ -397,12 +397,22 @@ func TestPruneStale(t *testing.T) {
 			t.Errorf("Prune leaves %q, want %q", got, want)
 		}
 	}
-	prune("kept", "gone", "result")
-	old := time.Now().Add(-staleAfter)
-	for _, path := range []string{s.placePath("kept"), s.placePath("gone"), filepath.Join(s.dir, "results", id.Encoded())} {
-		if err := os.Chtimes(path, old, old); err != nil {
-			t.Fatal(err)
+	stale := func(paths ...string) {
+		t.Helper()
+		old := time.Now().Add(-staleAfter)
+		for _, path := range paths {
+			if err := os.Chtimes(path, old, old); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
+	result := filepath.Join(s.dir, "results", id.Encoded())
+	prune("kept", "gone", "result")
+	stale(s.placePath("kept"), s.placePath("gone"), result)
+	if again, err := s.PutResult([]byte("x")); err != nil || again != id {
+		t.Fatalf("PutResult again = %s, %v, want %s", again, err, id)
+	}
+	prune("kept", "result")
+	stale(result)
 	prune("kept")
 }

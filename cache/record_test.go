@@ -290,4 +290,14 @@ func TestResult(t *testing.T) {
 	if exists(path) {
 		t.Error("the damaged result is still there")
 	}
+	// One that was damaged since is written anew.
+	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PutResult(data); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Result(hex); err != nil || string(got) != string(data) {
+		t.Errorf("Result of what was put again = %q, %v, want %q", got, err, data)
+	}
 }

@@ -39,8 +39,9 @@ type curve struct {
 
 // phase is a workload of any size.
 type phase struct {
-	name string
-	of   func(n int) workload
+	name   string
+	of     func(n int) workload
+	copies bool // the context, which is then copied by cp(1) too
 }
 
 // parseSizes reads "files=1000,10000".
@@ -72,30 +73,40 @@ func (b *bench) curves() []curve {
 		}
 	}
 	same := func(of func(int) workload) phase {
-		return phase{"nothing to do", func(n int) workload { w := of(n); w.primed = primeSame; return w }}
+		return phase{name: "nothing to do", of: func(n int) workload { w := of(n); w.primed = primeSame; return w }}
 	}
 	anew := func(name string, of func(int) workload) phase {
-		return phase{name, func(n int) workload { w := of(n); w.noCache, w.change, w.forget = true, stamp, true; return w }}
+		return phase{name: name, of: func(n int) workload { w := of(n); w.noCache, w.change, w.forget = true, stamp, true; return w }}
 	}
+	copied := func(p phase) phase { p.copies = true; return p }
 	return []curve{
-		{"files", "COPY of many files of 1 KiB", "files", []int{1000, 10000, 100000}, []phase{anew("never seen before", files), same(files)}},
-		{"content", "COPY of files of 256 MiB", "GiB", []int{1, 2, 4, 8}, []phase{anew("never seen before", func(n int) workload {
+		{"files", "COPY of many files of 1 KiB", "files", []int{1000, 10000, 100000}, []phase{copied(anew("never seen before", files)), same(files)}},
+		{"content", "COPY of files of 256 MiB", "GiB", []int{1, 2, 4, 8}, []phase{copied(anew("never seen before", func(n int) workload {
 			return workload{base: "busybox", dockerfile: copyAll, files: func(_ context.Context, dir string, _ int) error { return bigFiles(filepath.Join(dir, "src"), 4*n) }}
-		})}},
+		}))}},
 		{"steps", "RUN steps, 100 to a stage that begins with the last one's result", "steps", []int{10, 30, 100, 300, 1000}, []phase{anew("not cached", run(100)), same(run(100))}},
 		// overlayfs stacks at most 500 directories: see OVL_MAX_STACK in Linux.
 		{"depth", "RUN steps of one stage", "steps", []int{10, 30, 100, 300, 480}, []phase{anew("not cached", run(480)), same(run(480))}},
-		{"builds", "different builds at once", "builds", []int{1, 2, 4, 8, 16}, []phase{{"never seen before", func(n int) workload {
+		{"builds", "different builds at once", "builds", []int{1, 2, 4, 8, 16}, []phase{{name: "never seen before", of: func(n int) workload {
 			w := severalBuilds(n)
 			w.forget = true
 			return w
 		}}}},
-		{"layers", "cold pull of layers of 1 MB, RUN true", "layers", []int{1, 2, 4, 8, 16, 32, 64, 128}, []phase{{"cold", func(n int) workload {
+		{"layers", "cold pull of layers of 1 MB, RUN true", "layers", []int{1, 2, 4, 8, 16, 32, 64, 128}, []phase{{name: "cold", of: func(n int) workload {
 			return workload{base: "busybox", runs: true, newBase: true, primed: primeTool, forget: true,
 				image:      func(ctx context.Context, serial string) (string, error) { return b.images.pushMany(ctx, n, serial) },
 				dockerfile: func(base, _ string, _ int) string { return "FROM " + base + "\nRUN true\n" }}
 		}}}},
 	}
+}
+
+// plainCopy is cp(1), which does nothing but copy the context. A COPY need not grow
+// otherwise than that does on the same machine.
+func (b *bench) plainCopy() builder {
+	root := filepath.Join(b.dir, "state", "cp")
+	return builder{name: "cp", title: "cp", state: root, own: true, argv: func(j job) [][]string {
+		return [][]string{{"mkdir", "-p", root}, {"cp", "-a", j.context + "/.", root}}
+	}}
 }
 
 // runSteps is a Dockerfile of n RUN steps, one after the other. A stage has so
@@ -172,7 +183,12 @@ func (b *bench) scale(ctx context.Context) (Report, error) {
 // curve measures one at all its sizes, and prints what it finds.
 func (b *bench) curve(ctx context.Context, c curve) (Curve, error) {
 	done := Curve{Name: c.name, Title: c.title, Unit: c.unit}
+	found := b.found
+	defer func() { b.found = found }()
 	for _, p := range c.phases {
+		if b.found = found; p.copies {
+			b.found = append(slices.Clone(found), b.plainCopy())
+		}
 		first := len(done.Series)
 		for _, is := range b.found {
 			done.Series = append(done.Series, CurveSeries{Builder: is.name, Phase: p.name})
