@@ -30,6 +30,7 @@ type workload struct {
 	after   []string // it is these workloads, once each, and what they leave on disk
 	forget  bool     // a state of our own is emptied before each run
 	warm    bool     // each run's timed build comes after one without output
+	early   bool     // see inTurn
 }
 
 // priming is what a builder does before the first round.
@@ -65,12 +66,12 @@ func (b *bench) workloads() []workload {
 	}
 	node := func(phase string, w workload) workload {
 		w.name, w.title, w.base, w.runs = "w8n+"+phase, "a Node application, "+w.title, "node", true
-		w.files, w.dockerfile = b.nodeApp, nodeDockerfile
+		w.files, w.dockerfile, w.early = b.nodeApp, nodeDockerfile, true
 		return w
 	}
 	golang := func(phase string, w workload) workload {
 		w.name, w.title, w.base, w.runs = "w8g+"+phase, "a Go application, "+w.title, "golang", true
-		w.files, w.dockerfile = b.goApp, goDockerfile
+		w.files, w.dockerfile, w.early = b.goApp, goDockerfile, true
 		return w
 	}
 	const cold, edited, same = "base image here, nothing else", "a line edited", "nothing to do"
