@@ -452,11 +452,11 @@ func (j *job) solveAndExport(ctx context.Context) error {
 	results, err := j.solver.Solve(ctx, j.graph, w, solver.SolveOptions{Observer: obs, NoCache: j.NoCache})
 	j.graph.Walk(func(*llb.Node) { j.result.Steps++ })
 	j.result.Ran = obs.ran
-	j.contexts.save()
-	hints := j.hints(w.Worker, func(n *llb.Node) bool { return obs.hasRun(n) && !j.NoCache && !j.graph.Meta[n.Digest].NoCache })
 	var last sync.WaitGroup
-	last.Go(func() { j.saveLast(obs, hints) })
 	defer last.Wait()
+	last.Go(j.contexts.save)
+	hints := j.hints(w.Worker, func(n *llb.Node) bool { return obs.hasRun(n) && !j.NoCache && !j.graph.Meta[n.Digest].NoCache })
+	last.Go(func() { j.saveLast(obs, hints) })
 	j.giveHints(w.Worker, hints)
 	j.steps = slices.Clone(results)
 	if err == nil && j.Squash {
