@@ -1,11 +1,13 @@
 package builder
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -326,18 +328,15 @@ func (j *job) expectCached(ctx context.Context) error {
 	return nil
 }
 
-// lastFile is where it is kept what the last build did.
+// lastFile is where it is kept what the last build did. Its own time is that
+// build's.
 const lastFile = "last.json"
 
 // Last is what became of the steps of the last build, of any context.
 func (b *Builder) Last() (Plan, error) {
-	var p Plan
-	data, err := os.ReadFile(filepath.Join(b.Store.Dir(), lastFile))
+	p, err := readLast(filepath.Join(b.Store.Dir(), lastFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return p, errors.New("nothing has been built here yet")
-	}
-	if err == nil {
-		err = json.Unmarshal(data, &p)
 	}
 	if err != nil {
 		err = fmt.Errorf("read what the last build did: %w", err)
@@ -345,11 +344,37 @@ func (b *Builder) Last() (Plan, error) {
 	return p, err
 }
 
+func readLast(path string) (p Plan, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return p, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return p, err
+	}
+	data, err := io.ReadAll(f)
+	if err == nil {
+		err = json.Unmarshal(data, &p)
+	}
+	p.Time = st.ModTime().UTC().Truncate(time.Second)
+	return p, err
+}
+
 // saveLast keeps what became of the steps for Last. It is no reason for a build
 // to fail.
 func (j *job) saveLast(o *observer, hints []Hint) {
-	p := Plan{Dockerfile: j.contexts.dockerfileName, Context: j.project(), Time: time.Now().UTC().Truncate(time.Second), Steps: o.steps, Hints: hints}
-	if data, err := json.Marshal(p); err == nil {
-		_ = j.Store.WriteFile(lastFile, data)
+	p := Plan{Dockerfile: j.contexts.dockerfileName, Context: j.project(), Steps: o.steps, Hints: hints}
+	data, err := json.Marshal(p)
+	if err != nil {
+		return
 	}
+	// A build that finds all its steps cached does what the last one did, and
+	// touching a file is quicker than making one.
+	path := filepath.Join(j.Store.Dir(), lastFile)
+	if was, err := os.ReadFile(path); err == nil && bytes.Equal(was, data) && os.Chtimes(path, time.Time{}, time.Now()) == nil {
+		return
+	}
+	_ = j.Store.WriteFile(lastFile, data)
 }
