@@ -6,7 +6,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 BINARY  := bin/build
 FUZZTIME ?= 20s
 
-.PHONY: all build test race fuzz lint bench bench-scale bench-doc bench-go bench-startup conformance demo clean
+.PHONY: all build test race fuzz lint bench bench-scale bench-doc pgo bench-go bench-startup conformance demo clean
 
 all: build
 
@@ -55,6 +55,12 @@ bench-scale: build
 bench-doc:
 	$(GO) run ./internal/bench -from bin/bench/results.json -doc docs/benchmarks.md
 	$(GO) run ./internal/bench -from bin/bench/scale.json -doc docs/benchmarks.md
+
+# What the compiler optimises for: where time goes in workloads that keep the
+# processors busy. It goes by cmd/build/default.pgo whenever it builds the program.
+pgo: build
+	.ci/packages busybox-static docker-registry
+	$(GO) run ./internal/bench -build $(abspath $(BINARY)) -builders build -limits=false -n 3 -w w1,w2,w3,w5a+oci,w5b,w6,w6+zstd,w7b,w9 -profile cmd/build/default.pgo $(BENCHFLAGS)
 
 # The benchmarks in the packages' tests.
 bench-go:

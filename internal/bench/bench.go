@@ -33,7 +33,7 @@ type bench struct {
 
 // start starts what the builds need, and looks for builders.
 func (b *bench) start(ctx context.Context) error {
-	for _, sub := range []string{"registry", "images", "contexts", "state", "logs"} {
+	for _, sub := range []string{"registry", "images", "contexts", "state", "logs", "profiles"} {
 		if err := os.Mkdir(filepath.Join(b.dir, sub), 0o755); err != nil {
 			return err
 		}
@@ -278,6 +278,9 @@ func (b *bench) timed(ctx context.Context, w workload, is builder, contexts []st
 		if w.out.pushes() {
 			j.tag = fmt.Sprintf("bench/%s-%d", name, b.runs) // a repository that has no layers yet
 			pushed = append(pushed, j.tag)
+		}
+		if b.options.profile != "" {
+			j.profile = filepath.Join(b.profiles(), fmt.Sprintf("%d-%d", b.runs, i))
 		}
 		if err := os.Remove(j.dest); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return Sample{}, err

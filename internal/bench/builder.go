@@ -31,6 +31,7 @@ type job struct {
 	out     output
 	dest    string // of ociTar
 	noCache bool
+	profile string // where build leaves a CPU profile; "": nowhere
 }
 
 // builder is a program that builds, in one way of using it.
@@ -99,6 +100,9 @@ func (b *bench) ours(ctx context.Context) []builder {
 			argv := append([]string{b.binary, "build", "--root", root, "--insecure-registry", b.registry.Addr}, flags...)
 			if j.noCache {
 				argv = append(argv, "--no-cache")
+			}
+			if j.profile != "" {
+				argv = append(argv, "--cpuprofile", j.profile)
 			}
 			switch j.out {
 			case tagged:

@@ -47,6 +47,7 @@ type options struct {
 	scratch   string
 	binary    string
 	network   string
+	profile   string
 	timeout   time.Duration
 	verbose   bool
 	limits    bool
@@ -67,6 +68,7 @@ func parseFlags(args []string) (options, error) {
 	f.StringVar(&o.scratch, "root", "", "a `directory` to work in, on the file system to measure: 20 GB (default: a temporary one)")
 	f.StringVar(&o.binary, "build", "", "build's `binary` (default: one is built)")
 	f.StringVar(&o.network, "network", "host", "build's `network`, as the peers' steps have the host's; the default one is measured beside it")
+	f.StringVar(&o.profile, "profile", "", "write where build's own time went to this `file`: profiling disturbs what is measured")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "how long one build may take")
 	f.BoolVar(&o.limits, "limits", true, "measure what the machine can do as well")
 	f.BoolVar(&o.scale, "scale", false, "measure curves of build alone, or of -builders; -w names curves")
@@ -197,6 +199,11 @@ func measure(ctx context.Context, o options) (_ Report, err error) {
 		fmt.Println()
 		for _, l := range report.Limits {
 			fmt.Println(l)
+		}
+	}
+	if o.profile != "" {
+		if err := mergeProfiles(b.profiles(), o.profile); err != nil {
+			return report, fmt.Errorf("profile: %w", err)
 		}
 	}
 	if o.out != "" {
