@@ -194,7 +194,8 @@ func (s *Solver[R]) settle(ctx context.Context, f *flight[R], j job[R], err erro
 // fill makes f's result: look again, take a slot, run.
 func (s *Solver[R]) fill(ctx context.Context, f *flight[R], j job[R]) error {
 	if j.look {
-		if r, err := s.cache.Get(ctx, j.key); err == nil && refuse(f.owner.worker, j.node, r) == nil {
+		// Why it is not there has been found out before: the digest alone will do.
+		if r, err := s.cache.Get(ctx, Key{Digest: j.key.Digest}); err == nil && refuse(f.owner.worker, j.node, r) == nil {
 			f.result, f.cached = r, true
 			return nil
 		}
