@@ -56,8 +56,17 @@ func (c Records) Put(_ context.Context, k solver.Key, r Result) error {
 	if err := put(c.Store, rec, r); err != nil || k.Place == "" {
 		return err
 	}
-	rec.Misses, rec.Hint = nil, cache.Hint{}
-	return c.Store.PutPlace(elsewhere(k.Place), rec)
+	return c.putElsewhere(k)
+}
+
+// putElsewhere records which platform k's step was built for last. It mostly is
+// the same as ever.
+func (c Records) putElsewhere(k solver.Key) error {
+	of, is := elsewhere(k.Place), solverPart(k.Parts, partPlatform)
+	if last, err := c.Store.Last(of); err == nil && partValue(last.Parts, partPlatform) == is {
+		return nil
+	}
+	return c.Store.PutPlace(of, cache.Record{Key: k.Digest, Parts: []cache.Part{{Name: partPlatform, Value: is}}})
 }
 
 func put(s *cache.Store, rec cache.Record, r Result) error {
