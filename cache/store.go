@@ -95,6 +95,14 @@ func (s *Store) Close(ctx context.Context) error {
 	return s.lease.close()
 }
 
+// Warm is a hint that a layer is about to be prepared: what can be made for it
+// before more is known, is made in the background.
+func (s *Store) Warm() {
+	if w, ok := s.driver.(interface{ Warm() }); ok {
+		w.Warm()
+	}
+}
+
 // Group is the name of the cgroup that those of this state directory's steps
 // are made in: what is left there is for its processes alone to judge.
 func (s *Store) Group() string {

@@ -78,6 +78,7 @@ func (w *Worker) warm(op llb.Exec) {
 	if w.Execs == 0 {
 		return
 	}
+	w.Store.Warm()
 	if op.Network != llb.NetworkHost && op.Network != llb.NetworkNone {
 		w.Networks.Warm()
 	}

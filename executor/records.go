@@ -86,6 +86,7 @@ func (c Records) Lock(ctx context.Context, k solver.Key) (func(), error) {
 	if k.Digest == "" {
 		return func() {}, nil
 	}
+	c.Store.Warm() // whoever locks a step is about to run it
 	return c.Store.Lock(ctx, "step-"+k.Digest.Encoded())
 }
 

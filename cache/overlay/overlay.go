@@ -242,6 +242,9 @@ func (d *Driver) Commit(ctx context.Context, id string) error {
 	return nil
 }
 
+// Warm prepares, in the background, for a Prepare that is to come soon.
+func (d *Driver) Warm() { d.shelf.Warm() }
+
 // Wait waits until what commits left has been deleted.
 func (d *Driver) Wait() { d.shelf.Wait() }
 

@@ -37,7 +37,10 @@ type Shelf struct {
 	mu   sync.Mutex
 	made map[string]*work // by ID, of this process
 
-	erasing sync.WaitGroup // of PutSoon
+	ahead sync.Mutex
+	next  chan string // what Warm makes; nil: nothing
+
+	erasing sync.WaitGroup // of PutSoon, and of Warm
 }
 
 // work is the directory of a layer that is being made.
@@ -206,8 +209,14 @@ func (s *Shelf) PutSoon(id, path string) error {
 	return err
 }
 
-// Wait waits until PutSoon's deletions have ended; no more of them may begin.
-func (s *Shelf) Wait() { s.erasing.Wait() }
+// Wait waits until PutSoon's deletions have ended, and deletes what Warm has made
+// for nobody; no more of either may begin.
+func (s *Shelf) Wait() {
+	s.erasing.Wait()
+	if at := s.takeNext(); at != "" {
+		os.Remove(at) // or the next to open the shelf does
+	}
+}
 
 // Rename is rename(2) that replaces nothing: an fs.ErrExist.
 func Rename(from, to string) error {

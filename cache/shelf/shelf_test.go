@@ -188,6 +188,9 @@ func TestSpread(t *testing.T) {
 	}()
 	for i := range 200 {
 		id := fmt.Sprintf("sha256-%d", i)
+		if i%2 == 1 {
+			s.Warm()
+		}
 		dir := begin(t, s, id)
 		if _, err := other.Begin(id); err != nil {
 			t.Fatalf("Begin(%q) of a second maker = %v, want nil", id, err)
@@ -200,5 +203,45 @@ func TestSpread(t *testing.T) {
 	<-stopped
 	if left, err := os.ReadDir(s.bin()); err != nil || len(left) > 0 {
 		t.Errorf("the trash has %v, %v, want nothing", left, err)
+	}
+}
+
+// What Warm has made is the next layer's, however often it was asked, and what
+// nobody used is gone after Wait.
+func TestWarm(t *testing.T) {
+	s := newShelf(t)
+	s.spread.Do(func() { s.spreadable = true }) // whatever the filesystem
+	ahead := func() []os.DirEntry {
+		t.Helper()
+		s.erasing.Wait()
+		all, err := os.ReadDir(s.bin())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	for _, id := range []string{"a", "b"} {
+		s.Warm()
+		s.Warm()
+		made := ahead()
+		if len(made) != 1 {
+			t.Fatalf("%v made ahead, want one directory", made)
+		}
+		was, err := made[0].Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := begin(t, s, id)
+		if is, err := os.Stat(dir); err != nil || !os.SameFile(was, is) {
+			t.Errorf("Begin(%q): %s is not what was made ahead: %v", id, dir, err)
+		}
+		if left := ahead(); len(left) > 0 {
+			t.Errorf("Begin(%q) leaves %v", id, left)
+		}
+	}
+	s.Warm()
+	s.Wait()
+	if left := ahead(); len(left) > 0 {
+		t.Errorf("Wait leaves %v", left)
 	}
 }

@@ -28,10 +28,12 @@ func (s *Shelf) mkdir(dir string) error {
 	if !s.spreads() {
 		return os.Mkdir(dir, 0o700)
 	}
-	// Trash is where nothing gets lost if this process is killed now.
-	at := filepath.Join(s.bin(), rand.Text())
-	if err := os.Mkdir(at, 0o700); err != nil {
-		return err
+	at := s.takeNext()
+	if at == "" {
+		var err error
+		if at, err = s.aside(); err != nil {
+			return err
+		}
 	}
 	err := Rename(at, dir)
 	if errors.Is(err, fs.ErrNotExist) { // another process has emptied the trash
@@ -41,6 +43,48 @@ func (s *Shelf) mkdir(dir string) error {
 		os.Remove(at)
 	}
 	return err
+}
+
+// aside makes a directory in the trash, where nothing gets lost if this process is
+// killed.
+func (s *Shelf) aside() (string, error) {
+	at := filepath.Join(s.bin(), rand.Text())
+	return at, os.Mkdir(at, 0o700)
+}
+
+// Warm has the directory of the next layer made in the background: where few are,
+// the disk has to be read for it. It is a hint, as often as somebody likes; Wait
+// takes back what nobody used.
+func (s *Shelf) Warm() {
+	if !s.spreads() {
+		return
+	}
+	s.ahead.Lock()
+	defer s.ahead.Unlock()
+	if s.next != nil {
+		return
+	}
+	made := make(chan string, 1)
+	s.next = made
+	s.erasing.Go(func() {
+		at, err := s.aside()
+		if err != nil {
+			at = "" // Begin finds out why
+		}
+		made <- at
+	})
+}
+
+// takeNext is the directory that Warm has made; "" if it has made none.
+func (s *Shelf) takeNext() string {
+	s.ahead.Lock()
+	made := s.next
+	s.next = nil
+	s.ahead.Unlock()
+	if made == nil {
+		return ""
+	}
+	return <-made
 }
 
 // spreads reports whether the filesystem can be told so.
