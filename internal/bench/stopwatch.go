@@ -53,6 +53,9 @@ func stopwatch(r io.Reader, w io.Writer) int {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), o.Timeout)
 	defer cancel()
+	// What this process does for the first time when it starts a program takes as
+	// long as some builds.
+	_ = exec.CommandContext(ctx, "true").Run()
 	if err := json.NewEncoder(w).Encode(o.run(ctx)); err != nil {
 		return 1
 	}
@@ -66,13 +69,21 @@ func (o order) run(ctx context.Context) timing {
 		err    error
 	}
 	outcomes := make([]outcome, len(o.Builds))
+	logs := make([]*os.File, len(o.Builds))
+	for i, c := range o.Builds {
+		var err error
+		if logs[i], err = os.Create(c.Log); err != nil {
+			return timing{Error: err.Error()}
+		}
+		defer logs[i].Close()
+	}
 	var wait sync.WaitGroup
 	busy := busySeconds()
 	start := time.Now()
 	for i, c := range o.Builds {
 		wait.Go(func() {
 			out := &outcomes[i]
-			out.cpu, out.memory, out.err = c.run(ctx)
+			out.cpu, out.memory, out.err = c.run(ctx, logs[i])
 		})
 	}
 	wait.Wait()
@@ -87,12 +98,7 @@ func (o order) run(ctx context.Context) timing {
 	return t
 }
 
-func (c command) run(ctx context.Context) (cpu float64, memory int64, err error) {
-	log, err := os.Create(c.Log)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer log.Close()
+func (c command) run(ctx context.Context, log *os.File) (cpu float64, memory int64, err error) {
 	for _, argv := range c.Steps {
 		cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 		cmd.Env = append(os.Environ(), c.Env...)
