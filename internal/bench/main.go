@@ -212,7 +212,7 @@ func measure(ctx context.Context, o options) (_ Report, err error) {
 	return report, err
 }
 
-// inTurn has those come first whose steps make many files. Where ext4 has no
+// inTurn has those come first that make many files in one layer or step. Where ext4 has no
 // journal, it passes over the inodes of what was deleted in the last minutes one by
 // one; what the benchmark deletes between workloads is build's own state, so that
 // it alone would be slowed down.
