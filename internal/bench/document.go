@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -82,7 +83,11 @@ func (r Report) tables() string {
 		}
 	}
 	if len(r.Limits) > 0 {
-		t.WriteString("\nWhat this machine could do, measured in the same run:\n\n| limit | |\n|---|--:|\n")
+		of := "the same run"
+		if r.LimitsOf != nil {
+			of = "the run of " + r.LimitsOf.Date.Format(time.DateTime)
+		}
+		t.WriteString("\nWhat this machine could do, measured in " + of + ":\n\n| limit | |\n|---|--:|\n")
 		for _, l := range r.Limits {
 			row(&t, l.Name, digits(l.Value)+" "+l.Unit)
 		}
@@ -100,10 +105,36 @@ func (r Report) origin() string {
 	for _, m := range r.Missing {
 		fmt.Fprintf(&t, "- not compared: %s\n", m)
 	}
+	for _, x := range r.earlier() {
+		fmt.Fprintf(&t, "- of an earlier run, %s, with %s: %s\n", x.run.Date.Format(time.DateTime), x.run.Builders[0].Version, strings.Join(x.names, ", "))
+	}
 	if !r.compares() && len(r.Curves) == 0 {
 		t.WriteString("- there was no peer: these figures compare nothing\n")
 	}
 	return t.String()
+}
+
+// ofRun is the names of the results of one run.
+type ofRun struct {
+	run   Run
+	names []string
+}
+
+// earlier is the results that are not of the report's own run.
+func (r Report) earlier() []ofRun {
+	var runs []ofRun
+	for _, x := range r.Results {
+		if x.Earlier == nil {
+			continue
+		}
+		i := slices.IndexFunc(runs, func(o ofRun) bool { return o.run.Date.Equal(x.Earlier.Date) })
+		if i < 0 {
+			i = len(runs)
+			runs = append(runs, ofRun{run: *x.Earlier})
+		}
+		runs[i].names = append(runs[i].names, x.Name)
+	}
+	return runs
 }
 
 func (r Report) times(result Result) []string {

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -173,5 +174,55 @@ func TestSelectNamed(t *testing.T) {
 	}
 	if _, err := selectNamed(all, name, "w99"); err == nil {
 		t.Error("selectNamed(w99) succeeded, want an error")
+	}
+}
+
+// What a run did not measure is taken from the one before, which the text says.
+func TestComplete(t *testing.T) {
+	old := example()
+	old.Builders[0].Version, old.Builders[1].Version = "v0", "v0"
+	r := example()
+	r.Date = r.Date.Add(time.Hour)
+	r.Limits = nil
+	r.Results = r.Results[:1]
+	if err := r.complete(old); err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, x := range r.Results {
+		names = append(names, x.Name)
+		if (x.Earlier != nil) != (x.Name != "w1s") {
+			t.Errorf("%s is of an earlier run: %v", x.Name, x.Earlier)
+		}
+	}
+	slices.Sort(names)
+	if !slices.Equal(names, []string{"disk", "w1s", "w5a", "w8n"}) {
+		t.Errorf("it has %q", names)
+	}
+	text := r.tables()
+	for _, want := range []string{"2026-01-02, on", "of an earlier run, 2026-01-02 03:04:05, with v0: ", "measured in the run of 2026-01-02 03:04:05:"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the text does not have %q:\n%s", want, text)
+		}
+	}
+	again := example() // a third run: the first stays what it was
+	again.Date, again.Results = again.Date.Add(2*time.Hour), nil
+	if err := again.complete(r); err != nil {
+		t.Fatal(err)
+	}
+	if runs := again.earlier(); len(runs) != 2 {
+		t.Errorf("the results are of %d earlier runs, want 2: %v", len(runs), runs)
+	}
+	for what, change := range map[string]func(r *Report){
+		"another machine":  func(r *Report) { r.Machine.Cores++ },
+		"other rounds":     func(r *Report) { r.Rounds++ },
+		"another BuildKit": func(r *Report) { r.Builders[2].Version = "v0.33" },
+		"no BuildKit":      func(r *Report) { r.Builders = r.Builders[:2] },
+	} {
+		other := example()
+		change(&other)
+		if err := other.complete(old); err == nil {
+			t.Errorf("%s: completed", what)
+		}
 	}
 }

@@ -54,7 +54,7 @@ type options struct {
 	scale     bool
 	sizes     map[string][]int  // by curve
 	versions  map[string]string // by builder, where it does not tell its own
-	from      string
+	from      []string          // files, the newest last
 	doc       string
 }
 
@@ -85,7 +85,10 @@ func parseFlags(args []string) (options, error) {
 		o.versions[name] = version
 		return nil
 	})
-	f.StringVar(&o.from, "from", "", "measure nothing: take the results in this `file` that an earlier run wrote")
+	f.Func("from", "measure nothing: take the results in this `file` that an earlier run wrote (repeatable: workloads that a later file has are taken from that)", func(v string) error {
+		o.from = append(o.from, v)
+		return nil
+	})
 	f.StringVar(&o.doc, "doc", "", "write tables and pictures into this Markdown `file`, between its marks, and beside it")
 	f.BoolVar(&o.verbose, "v", false, "print each sample")
 	f.Usage = func() {
@@ -126,15 +129,15 @@ func run(ctx context.Context) error {
 		return err
 	}
 	var report Report
-	if o.from != "" {
-		report, err = readReport(o.from)
+	if len(o.from) > 0 {
+		report, err = readReports(o.from)
 	} else {
 		report, err = measure(ctx, o)
 	}
 	if err != nil {
 		return err
 	}
-	if o.from != "" && o.out != "" {
+	if len(o.from) > 0 && o.out != "" {
 		if err := report.write(o.out); err != nil {
 			return err
 		}
@@ -212,10 +215,10 @@ func measure(ctx context.Context, o options) (_ Report, err error) {
 	return report, err
 }
 
-// inTurn has those come first that make many files in one layer or step. Where ext4 has no
-// journal, it passes over the inodes of what was deleted in the last minutes one by
-// one; what the benchmark deletes between workloads is build's own state, so that
-// it alone would be slowed down.
+// inTurn has those come first that make many files in one layer or step. Where
+// ext4 has no journal, it passes over the inodes of what was deleted in the last
+// minutes one by one; what the benchmark deletes between workloads is build's own
+// state, so that it alone would be slowed down.
 func inTurn(wanted []workload) []workload {
 	early := func(w workload) bool { return w.early }
 	rest := slices.DeleteFunc(slices.Clone(wanted), early)

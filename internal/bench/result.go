@@ -23,6 +23,7 @@ type Report struct {
 	Missing  []string `json:",omitempty"` // builders that are not here, and why
 	Rounds   int
 	Limits   []limits.Limit `json:",omitempty"` // of this machine
+	LimitsOf *Run           `json:",omitempty"` // they are of another run
 	Results  []Result       `json:",omitempty"`
 	Curves   []Curve        `json:",omitempty"`
 }
@@ -36,6 +37,13 @@ type Result struct {
 	Failure     string `json:",omitempty"` // nothing was measured
 	Layers      int64  `json:",omitempty"` // of "disk": bytes of the layers' tars
 	Entries     []Entry
+	Earlier     *Run `json:",omitempty"` // it is of another run than the report
+}
+
+// Run is when a result was measured, and with which versions.
+type Run struct {
+	Date     time.Time
+	Builders []Builder
 }
 
 // Entry is what a builder did with a workload.
@@ -127,6 +135,59 @@ func readReport(path string) (Report, error) {
 		return Report{}, fmt.Errorf("%s: %w", path, err)
 	}
 	return r, nil
+}
+
+// readReports is the last of the reports at paths, with what only those before it
+// have. They are of one machine and the same builders, or it is an error.
+func readReports(paths []string) (Report, error) {
+	var sum Report
+	for _, path := range paths {
+		r, err := readReport(path)
+		if err != nil {
+			return sum, err
+		}
+		if path != paths[0] {
+			err = r.complete(sum)
+		}
+		if err != nil {
+			return sum, fmt.Errorf("%s: %w", path, err)
+		}
+		sum = r
+	}
+	return sum, nil
+}
+
+// complete adds what r does not have and the earlier report does.
+func (r *Report) complete(earlier Report) error {
+	if r.Machine != earlier.Machine || r.Rounds != earlier.Rounds {
+		return errors.New("it is of another machine than the file before, or has other rounds: they are not to be compared")
+	}
+	same := func(a, b Builder) bool { return a.Name == b.Name && (a.ours() || a.Version == b.Version) }
+	if !slices.EqualFunc(r.Builders, earlier.Builders, same) {
+		return errors.New("it is of other builders than the file before")
+	}
+	named := func(list []Result, name string) bool {
+		return slices.ContainsFunc(list, func(x Result) bool { return x.Name == name })
+	}
+	for _, x := range earlier.Results {
+		if !named(r.Results, x.Name) {
+			if x.Earlier == nil {
+				x.Earlier = &Run{earlier.Date, earlier.Builders}
+			}
+			r.Results = append(r.Results, x)
+		}
+	}
+	place := func(name string) int {
+		return slices.IndexFunc(new(bench).workloads(), func(w workload) bool { return w.name == name })
+	}
+	slices.SortStableFunc(r.Results, func(a, b Result) int { return place(a.Name) - place(b.Name) })
+	if len(r.Limits) == 0 {
+		r.Limits, r.LimitsOf = earlier.Limits, earlier.LimitsOf
+		if r.LimitsOf == nil {
+			r.LimitsOf = &Run{earlier.Date, earlier.Builders}
+		}
+	}
+	return nil
 }
 
 func printMachine(w io.Writer, r Report) {
