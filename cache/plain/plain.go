@@ -63,11 +63,13 @@ type Driver struct {
 
 // New opens the store in dir, which it makes if need be.
 func New(dir string, o Options) (*Driver, error) {
-	s, err := shelf.New(dir)
+	// The trees first: by them a killed process's directory is told from that of
+	// another driver.
+	trees, err := shelf.New(filepath.Join(dir, "trees"))
 	if err != nil {
 		return nil, err
 	}
-	trees, err := shelf.New(filepath.Join(dir, "trees"))
+	s, err := shelf.New(dir)
 	if err != nil {
 		return nil, err
 	}

@@ -14,8 +14,6 @@ import (
 
 	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/cache/image"
-	"github.com/861fb494/build/cache/overlay"
-	"github.com/861fb494/build/cache/plain"
 	"github.com/861fb494/build/executor"
 	"github.com/861fb494/build/executor/network"
 	"github.com/861fb494/build/executor/sandbox"
@@ -117,60 +115,6 @@ func (b *Builder) Sweep(ctx context.Context) error {
 
 // Host is what steps and containers run with.
 func (b *Builder) Host() executor.Host { return b.host }
-
-// newDriver chooses how snapshots are kept. The choice holds for the state
-// directory as a whole: one driver cannot read the other's.
-func newDriver(root, name string) (d cache.Driver, notice string, err error) {
-	chosen := filepath.Join(root, "driver")
-	was, err := os.ReadFile(chosen)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, "", fmt.Errorf("open state directory: %w", err)
-	}
-	kept := string(was)
-	if kept != "overlay" && kept != "plain" {
-		kept = driverOf(filepath.Join(root, "snapshots")) // the file is damaged, or there is none yet
-	}
-	if name == "" || name == "auto" {
-		name = kept
-	}
-	if name == "" {
-		name = "overlay"
-		if err := overlay.Supported(root); errors.Is(err, overlay.ErrUnsupported) {
-			name = "plain"
-			notice = fmt.Sprintf("snapshots in %s are copies, which is slower and takes more room: %v", root, err)
-		} else if err != nil {
-			return nil, "", fmt.Errorf("open state directory: %w", err)
-		}
-	}
-	if kept != "" && kept != name {
-		return nil, "", fmt.Errorf("%s keeps its snapshots with the driver %q: use that, or another --root, for %q", root, kept, name)
-	}
-	dir := filepath.Join(root, "snapshots")
-	switch name {
-	case "overlay":
-		d, err = overlay.New(dir, overlay.Options{})
-	case "plain":
-		d, err = plain.New(dir, plain.Options{})
-	default:
-		return nil, "", fmt.Errorf("unknown storage driver %q: want overlay, plain or auto", name)
-	}
-	if err == nil && string(was) != name {
-		err = os.WriteFile(chosen, []byte(name), 0o644)
-	}
-	return d, notice, err
-}
-
-// driverOf is the driver that has made the directory of snapshots, "" if none
-// has: only the plain one keeps trees.
-func driverOf(dir string) string {
-	if _, err := os.Lstat(filepath.Join(dir, "trees")); err == nil {
-		return "plain"
-	}
-	if _, err := os.Lstat(filepath.Join(dir, "layers")); err == nil {
-		return "overlay"
-	}
-	return ""
-}
 
 // bundles is where an OCI runtime's bundles are kept for as long as steps run.
 func bundles(root string) string { return filepath.Join(root, "oci") }

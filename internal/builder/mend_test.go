@@ -99,6 +99,36 @@ func (w *warnings) Emit(e progress.Event) {
 	}
 }
 
+// Processes that open a new directory at the same time agree on the driver, and
+// the one that asked for another is told.
+func TestDriverIsChosenOnce(t *testing.T) {
+	for range 50 {
+		root := t.TempDir()
+		errs := make(chan error)
+		for _, name := range []string{"plain", "", "auto", "plain"} {
+			go func() {
+				b, err := Open(t.Context(), root, Options{Driver: name})
+				if err == nil {
+					err = b.Close(t.Context())
+				}
+				if err != nil && name == "plain" && strings.Contains(err.Error(), `"overlay"`) {
+					err = nil // one of the others was first
+				}
+				errs <- err
+			}()
+		}
+		for range 4 {
+			if err := <-errs; err != nil {
+				t.Fatal(err)
+			}
+		}
+		kept, err := os.ReadFile(filepath.Join(root, "driver"))
+		if err != nil || driverOf(filepath.Join(root, "snapshots")) != string(kept) {
+			t.Fatalf("the driver is %q, %v, and the snapshots those of %q", kept, err, driverOf(filepath.Join(root, "snapshots")))
+		}
+	}
+}
+
 func TestDriverIsFound(t *testing.T) {
 	for _, driver := range []string{"overlay", "plain"} {
 		root := t.TempDir()
