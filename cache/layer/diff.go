@@ -10,6 +10,7 @@ import (
 	"iter"
 	"maps"
 	"os"
+	"runtime"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +44,9 @@ type DiffOptions struct {
 func Diff(ctx context.Context, dir string, lower *tree.Tree, o DiffOptions) iter.Seq2[tree.Change, error] {
 	return func(yield func(tree.Change, error) bool) {
 		d := differ{ctx: ctx, lower: lower, o: o, yield: yield}
+		if n := runtime.GOMAXPROCS(0); n > 1 {
+			d.slots = min(n, maxAhead)
+		}
 		if err := d.root(dir); err != nil && !errors.Is(err, errStop) {
 			yield(tree.Change{}, fmt.Errorf("list changes of %s: %w", dir, err))
 		}
@@ -57,6 +61,7 @@ type differ struct {
 	lower *tree.Tree
 	o     DiffOptions
 	yield func(tree.Change, error) bool
+	slots int // see lookahead
 	// parents are the directories that lead to where the walk is and have
 	// not been listed: they are as in lower, so far.
 	parents []tree.Change
@@ -101,21 +106,23 @@ func (d *differ) root(dir string) error {
 			return err
 		}
 	}
-	return d.dir(f, "/", true, d.o.Whole || e.opaque)
+	return d.dir(d.read(f, "/"), "/", true, d.o.Whole || e.opaque)
 }
 
-// dir lists the changes in the directory p, open as f. below says that lower
-// has a directory there, whole that nothing of it is seen through f.
-func (d *differ) dir(f *os.File, p string, below, whole bool) error {
+// dir lists the changes in the directory p, read as l. below says that lower
+// has a directory there, whole that nothing of it is seen through l.
+func (d *differ) dir(l *listing, p string, below, whole bool) error {
 	if err := d.ctx.Err(); err != nil {
 		return err
 	}
-	below = below && d.lower != nil
-	names, gone, hides, err := listDir(f, d.o.Markers)
-	if err != nil {
-		return err
+	if l.err != nil {
+		return l.err
 	}
-	if whole = whole || hides; whole && below {
+	below = below && d.lower != nil
+	names, gone, found := l.names, l.gone, l.found
+	next := lookahead{d: d, dir: l.dir, todo: found}
+	defer next.stop()
+	if whole = whole || l.hides; whole && below {
 		under, err := d.lower.ReadDir(p)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -127,7 +134,6 @@ func (d *differ) dir(f *os.File, p string, below, whole bool) error {
 			}
 		}
 	}
-	var found []found // of the first names
 	for len(names)+len(gone) > 0 {
 		if len(names) == 0 || len(gone) > 0 && gone[0] < names[0] {
 			if err := d.removed(join(p, gone[0]), below); err != nil {
@@ -137,11 +143,13 @@ func (d *differ) dir(f *os.File, p string, below, whole bool) error {
 			continue
 		}
 		if len(found) == 0 {
-			if found, err = scanAll(int(f.Fd()), p, names[:min(len(names), maxScan)]); err != nil {
+			var err error
+			if found, err = scanAll(int(l.dir.Fd()), p, names[:min(len(names), maxScan)]); err != nil {
 				return err
 			}
+			next.todo = found
 		}
-		if err := d.one(f, names[0], &found[0], below, whole); err != nil {
+		if err := d.one(&next, names[0], &found[0], below, whole); err != nil {
 			return err
 		}
 		names, found = names[1:], found[1:]
@@ -167,8 +175,8 @@ func (d *differ) removed(p string, below bool) error {
 	return d.emit(tree.Change{Entry: tree.Entry{Path: p}, Removed: true})
 }
 
-// one lists the changes of e, which is name in dir, and of what is in it.
-func (d *differ) one(dir *os.File, name string, e *found, below, whole bool) error {
+// one lists the changes of e, which is name in in.dir, and of what is in it.
+func (d *differ) one(in *lookahead, name string, e *found, below, whole bool) error {
 	p := e.Path
 	if e.whiteout {
 		return d.removed(p, below)
@@ -184,7 +192,7 @@ func (d *differ) one(dir *os.File, name string, e *found, below, whole bool) err
 	}
 	c := tree.Change{Entry: e.Entry}
 	if !e.IsDir() {
-		same, err := d.same(dir, name, e, &low)
+		same, err := d.same(in.dir, name, e, &low)
 		if err != nil || same {
 			return err
 		}
@@ -195,14 +203,14 @@ func (d *differ) one(dir *os.File, name string, e *found, below, whole bool) err
 		}
 		return d.emit(c)
 	}
-	sub, err := openDir(int(dir.Fd()), name, p)
-	if err != nil {
-		return err
+	sub := in.take(name, p)
+	defer sub.close()
+	if sub.err != nil {
+		return sub.err
 	}
-	defer sub.Close()
 	if d.lower == nil {
 		if c.Opaque = e.opaque; d.o.Markers && !c.Opaque {
-			err := unix.Faccessat(int(sub.Fd()), opaque, unix.F_OK, unix.AT_SYMLINK_NOFOLLOW)
+			err := unix.Faccessat(int(sub.dir.Fd()), opaque, unix.F_OK, unix.AT_SYMLINK_NOFOLLOW)
 			c.Opaque = err == nil
 		}
 	}

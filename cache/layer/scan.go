@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"unsafe"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -70,13 +72,11 @@ func scanAll(dir int, p string, names []string) ([]found, error) {
 }
 
 // minScan is how many names are worth a goroutine.
-const minScan = 16
+const minScan = 64
 
 func (f *found) readXattrs(dir int, name string) error {
-	// The system calls on xattrs have no *at form before Linux 6.13.
-	at := "/proc/self/fd/" + strconv.Itoa(dir) + "/" + name
 	var small [256]byte
-	list, err := tree.Sized(small[:], func(b []byte) (int, error) { return unix.Llistxattr(at, b) })
+	list, err := tree.Sized(small[:], func(b []byte) (int, error) { return listXattrs(dir, name, b) })
 	if errors.Is(err, unix.ENOTSUP) {
 		return nil
 	}
@@ -97,7 +97,7 @@ func (f *found) readXattrs(dir int, name string) error {
 			continue
 		}
 		var small [256]byte
-		v, err := tree.Sized(small[:], func(b []byte) (int, error) { return unix.Lgetxattr(at, k, b) })
+		v, err := tree.Sized(small[:], func(b []byte) (int, error) { return unix.Lgetxattr(through(dir, name), k, b) })
 		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
 			continue
 		}
@@ -115,6 +115,35 @@ func (f *found) readXattrs(dir int, name string) error {
 		f.Xattrs[k] = string(v)
 	}
 	return nil
+}
+
+// listXattrs is listxattrat, or what does the same.
+func listXattrs(dir int, name string, buf []byte) (int, error) {
+	if !noListAt.Load() {
+		p, err := unix.BytePtrFromString(name)
+		if err != nil {
+			return 0, err
+		}
+		n, _, e := unix.Syscall6(unix.SYS_LISTXATTRAT, uintptr(dir), uintptr(unsafe.Pointer(p)), unix.AT_SYMLINK_NOFOLLOW,
+			uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)), 0)
+		switch e {
+		case 0:
+			return int(n), nil
+		case unix.ENOSYS, unix.EPERM: // Linux before 6.13; and filters of system calls that do not know it
+			noListAt.Store(true)
+		default:
+			return 0, e
+		}
+	}
+	return unix.Llistxattr(through(dir, name), buf)
+}
+
+var noListAt atomic.Bool
+
+// through is a path to name in the open directory dir, for system calls that have
+// no *at form: it takes the kernel several times as long to follow.
+func through(dir int, name string) string {
+	return "/proc/self/fd/" + strconv.Itoa(dir) + "/" + name
 }
 
 // Xattrs gives e, which is name in the open directory dir, its extended
