@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -29,11 +30,13 @@ type bench struct {
 	served   *mirror          // nil until a workload needs it
 	made     map[string][]job // by builder: what it is to forget
 	runs     int
+
+	discarded int // trees put aside, see discard
 }
 
 // start starts what the builds need, and looks for builders.
 func (b *bench) start(ctx context.Context) error {
-	for _, sub := range []string{"registry", "images", "contexts", "state", "logs", "profiles"} {
+	for _, sub := range []string{"registry", "images", "contexts", "state", "logs", "profiles", "discarded"} {
 		if err := os.Mkdir(filepath.Join(b.dir, sub), 0o755); err != nil {
 			return err
 		}
@@ -61,17 +64,55 @@ func (b *bench) close() error {
 
 // removeAll removes a tree; what is mounted in it is taken off first.
 func removeAll(dir string) error {
+	if err := unmountBelow(dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+func unmountBelow(dir string) error {
 	text, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		return err
 	}
-	points := mountsBelow(string(text), dir)
-	for _, p := range slices.Backward(points) {
+	for _, p := range slices.Backward(mountsBelow(string(text), dir)) {
 		if err := unix.Unmount(p, unix.MNT_DETACH); err != nil {
 			return fmt.Errorf("unmount %s: %w", p, err)
 		}
 	}
-	return os.RemoveAll(dir)
+	return nil
+}
+
+// discard has the tree dir go. One of many files is only put aside till the end:
+// ext4 without a journal passes over the inodes of what was deleted in the last
+// minutes one by one when a file is made. What the benchmark deletes is build's
+// own and no daemon's, so that build alone would be slowed down.
+func (b *bench) discard(dir string) error {
+	if err := unmountBelow(dir); err != nil {
+		return err
+	}
+	if countFiles(dir) <= maxDeleted {
+		return os.RemoveAll(dir)
+	}
+	b.discarded++
+	return os.Rename(dir, filepath.Join(b.dir, "discarded", strconv.Itoa(b.discarded)))
+}
+
+// maxDeleted is how many files a tree has that is deleted at once. Those that take
+// much room, of a few large files, are.
+const maxDeleted = 2000
+
+// countFiles is how many files there are below dir, itself included; 0 if it is not
+// there.
+func countFiles(dir string) int {
+	n := 0
+	_ = filepath.WalkDir(dir, func(_ string, _ fs.DirEntry, err error) error {
+		if err == nil {
+			n++
+		}
+		return nil
+	})
+	return n
 }
 
 // mountsBelow lists the mount points below dir in the text of /proc/mounts, in
@@ -138,7 +179,7 @@ func (b *bench) rounds(ctx context.Context, w workload, dir string, those []buil
 				continue
 			}
 			if w.forget && those[i].own {
-				err = errors.Join(removeAll(those[i].state), b.prime(ctx, w, those[i], contexts))
+				err = errors.Join(b.discard(those[i].state), b.prime(ctx, w, those[i], contexts))
 			}
 			var s Sample
 			if err == nil {
@@ -329,10 +370,10 @@ func (b *bench) outputSize(ctx context.Context, out output, pushed []string) (in
 
 // tidy removes what a workload left.
 func (b *bench) tidy(ctx context.Context, w workload, dir string, those []builder) error {
-	errs := []error{os.RemoveAll(dir), os.RemoveAll(filepath.Join(b.dir, "out.tar"))}
+	errs := []error{b.discard(dir), os.RemoveAll(filepath.Join(b.dir, "out.tar"))}
 	for _, is := range those {
 		if is.own {
-			errs = append(errs, removeAll(is.state))
+			errs = append(errs, b.discard(is.state))
 			continue
 		}
 		for _, j := range b.made[is.name] {

@@ -177,7 +177,7 @@ func measure(ctx context.Context, o options) (_ Report, err error) {
 	if !report.compares() {
 		fmt.Println("no peers: these figures compare nothing")
 	}
-	for _, w := range inTurn(wanted) {
+	for _, w := range wanted {
 		result, err := b.workload(ctx, w)
 		if err != nil {
 			return report, fmt.Errorf("%s: %w", w.name, err)
@@ -190,12 +190,8 @@ func measure(ctx context.Context, o options) (_ Report, err error) {
 			}
 		}
 	}
-	place := func(r Result) int {
-		return slices.IndexFunc(wanted, func(w workload) bool { return w.name == r.Name })
-	}
-	slices.SortFunc(report.Results, func(a, b Result) int { return place(a) - place(b) })
 	if o.limits {
-		// These delete many files too: see inTurn.
+		// These delete many files: see discard.
 		if report.Limits, err = limits.Measure(ctx, dir); err != nil {
 			return report, fmt.Errorf("measure the machine's limits: %w", err)
 		}
@@ -213,16 +209,6 @@ func measure(ctx context.Context, o options) (_ Report, err error) {
 		err = report.write(o.out)
 	}
 	return report, err
-}
-
-// inTurn has those come first that make many files in one layer or step. Where
-// ext4 has no journal, it passes over the inodes of what was deleted in the last
-// minutes one by one; what the benchmark deletes between workloads is build's own
-// state, so that it alone would be slowed down.
-func inTurn(wanted []workload) []workload {
-	early := func(w workload) bool { return w.early }
-	rest := slices.DeleteFunc(slices.Clone(wanted), early)
-	return append(slices.DeleteFunc(slices.Clone(wanted), func(w workload) bool { return !early(w) }), rest...)
 }
 
 // productAt is the path of the program to measure; it is built where none is

@@ -30,7 +30,6 @@ type workload struct {
 	after   []string // it is these workloads, once each, and what they leave on disk
 	forget  bool     // a state of our own is emptied before each run
 	warm    bool     // each run's timed build comes after one without output
-	early   bool     // see inTurn
 }
 
 // priming is what a builder does before the first round.
@@ -66,12 +65,12 @@ func (b *bench) workloads() []workload {
 	}
 	node := func(phase string, w workload) workload {
 		w.name, w.title, w.base, w.runs = "w8n+"+phase, "a Node application, "+w.title, "node", true
-		w.files, w.dockerfile, w.early = b.nodeApp, nodeDockerfile, true
+		w.files, w.dockerfile = b.nodeApp, nodeDockerfile
 		return w
 	}
 	golang := func(phase string, w workload) workload {
 		w.name, w.title, w.base, w.runs = "w8g+"+phase, "a Go application, "+w.title, "golang", true
-		w.files, w.dockerfile, w.early = b.goApp, goDockerfile, true
+		w.files, w.dockerfile = b.goApp, goDockerfile
 		return w
 	}
 	const cold, edited, same = "base image here, nothing else", "a line edited", "nothing to do"
@@ -96,8 +95,8 @@ func (b *bench) workloads() []workload {
 		named("w6", push(pushGzip, true, "first push of 440 MB, built before, gzip")),
 		named("w6+zstd", push(pushZstd, true, "first push of 440 MB, built before, zstd")),
 		named("w6+build", push(pushGzip, false, "build and first push of 440 MB, gzip")),
-		{name: "w7", title: "cold pull of a base image, RUN true", base: "system", runs: true, early: true, newBase: true, primed: primeTool, dockerfile: from("RUN true")},
-		{name: "w7b", title: "cold pull of two large layers, RUN true", base: "golang", runs: true, early: true, newBase: true, primed: primeTool, dockerfile: from("RUN true")},
+		{name: "w7", title: "cold pull of a base image, RUN true", base: "system", runs: true, newBase: true, primed: primeTool, dockerfile: from("RUN true")},
+		{name: "w7b", title: "cold pull of two large layers, RUN true", base: "golang", runs: true, newBase: true, primed: primeTool, dockerfile: from("RUN true")},
 		node("cold", workload{title: cold, fresh: true}),
 		node("edit", workload{title: edited, primed: primeSame, change: edit("server.js", "send('")}),
 		node("noop", workload{title: same, primed: primeSame}),
