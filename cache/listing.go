@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"iter"
 	"os"
 	"path/filepath"
 	"time"
@@ -97,38 +96,39 @@ func (s *Store) PutListing(of oci.Digest, w *ListingWriter) error {
 // Listing is a listing that was kept.
 type Listing struct{ data []byte }
 
-// All yields the files in the order in which they were added.
-func (l *Listing) All() iter.Seq[Listed] {
-	return func(yield func(Listed) bool) {
-		rest, last := l.data, Listed{ModTime: time.Unix(0, 0)}
-		for len(rest) > 0 {
-			f, after, ok := cutListed(rest, last)
-			if !ok || !yield(f) { // readListing has seen that all is well
-				return
-			}
-			rest, last = after, f
-		}
-	}
+// Files goes through the files in the order in which they were added.
+func (l *Listing) Files() *ListedFile { return &ListedFile{rest: l.data} }
+
+// ListedFile is one file of a listing after the other, without memory of its own
+// for each: most are like those that they are compared with, and not kept.
+type ListedFile struct {
+	Path []byte  // till Next is called
+	Sum  [8]byte // of all that counts of the file
+	time int64
+	rest []byte
 }
 
-// cutListed cuts off the file that comes after last.
-func cutListed(b []byte, last Listed) (f Listed, rest []byte, ok bool) {
-	shared, b, ok := cutNumber(b)
-	if !ok || shared > uint64(len(last.Path)) {
-		return f, nil, false
+// ModTime is the file's modification time, in whole seconds.
+func (f *ListedFile) ModTime() time.Time { return time.Unix(f.time, 0) }
+
+// Next goes to the first file, or the next. It is false after the last one.
+func (f *ListedFile) Next() bool {
+	shared, b, ok := cutNumber(f.rest)
+	if !ok || shared > uint64(len(f.Path)) {
+		return false
 	}
 	name, b, ok := cutText(b)
 	if !ok || len(b) < len(f.Sum) {
-		return f, nil, false
+		return false
 	}
-	b = b[copy(f.Sum[:], b):]
-	later, size := binary.Varint(b)
+	later, size := binary.Varint(b[len(f.Sum):])
 	if size <= 0 {
-		return f, nil, false
+		return false
 	}
-	f.Path = last.Path[:shared] + string(name)
-	f.ModTime = time.Unix(last.ModTime.Unix()+later, 0)
-	return f, b[size:], true
+	f.Path = append(f.Path[:shared], name...)
+	f.time += later
+	f.rest = b[copy(f.Sum[:], b)+size:]
+	return true
 }
 
 // Listing is what PutListing kept. None, or one that is damaged, is an error; a
@@ -155,11 +155,12 @@ func (s *Store) readListing(of oci.Digest) (*Listing, error) {
 	if !ok {
 		return nil, &DamagedError{What: s.listingPath(of), Err: errors.New("another format")}
 	}
-	var last Listed
-	for rest := data; len(rest) > 0; {
-		if last, rest, ok = cutListed(rest, last); !ok {
-			return nil, &DamagedError{What: s.listingPath(of), Err: errors.New("a file is cut")}
-		}
+	l := &Listing{data}
+	f := l.Files()
+	for f.Next() {
 	}
-	return &Listing{data}, nil
+	if len(f.rest) > 0 {
+		return nil, &DamagedError{What: s.listingPath(of), Err: errors.New("a file is cut")}
+	}
+	return l, nil
 }

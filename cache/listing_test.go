@@ -40,21 +40,23 @@ func TestListing(t *testing.T) {
 			t.Errorf("%s: Listing = %v", name, err)
 			continue
 		}
-		if got := slices.Collect(l.All()); !slices.EqualFunc(got, want, func(a, b Listed) bool {
+		if got := filesOf(l); !slices.EqualFunc(got, want, func(a, b Listed) bool {
 			return a.Path == b.Path && a.Sum == b.Sum && a.ModTime.Equal(b.ModTime)
 		}) {
 			t.Errorf("%s: Listing has %d files, %.200q, want the %d that were added", name, len(got), got, len(want))
-		}
-		for f := range l.All() {
-			if f.Path != want[0].Path {
-				t.Errorf("%s: All begins with %q, want %q", name, f.Path, want[0].Path)
-			}
-			break
 		}
 	}
 	if err := s.PutListing(key("f"), new(ListingWriter)); err != nil || s.HasListing(key("f")) {
 		t.Errorf("PutListing of no files = %v, and is kept: %v", err, s.HasListing(key("f")))
 	}
+}
+
+func filesOf(l *Listing) []Listed {
+	var all []Listed
+	for f := l.Files(); f.Next(); {
+		all = append(all, Listed{string(f.Path), f.Sum, f.ModTime()})
+	}
+	return all
 }
 
 // A listing that is damaged is none, and goes.
@@ -94,7 +96,7 @@ func TestListingDamaged(t *testing.T) {
 			t.Fatal(err)
 		}
 		l, err := s.Listing(of)
-		if err == nil && strings.HasPrefix(name, "the first") && len(slices.Collect(l.All())) < 3 {
+		if err == nil && strings.HasPrefix(name, "the first") && len(filesOf(l)) < 3 {
 			continue // it ends with a file
 		}
 		var damaged *DamagedError

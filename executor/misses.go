@@ -56,14 +56,12 @@ func (c Records) misses(last *cache.Record, k solver.Key) []cache.Miss {
 	}
 	var files []string
 	for old, now := range changed {
-		list := c.Changed(old, now)
-		if len(list) == 0 {
+		d := c.compare(old, now)
+		if d.count == 0 {
 			files = nil // nobody knows all of them
 			break
 		}
-		for _, f := range list {
-			files = append(files, f.Path)
-		}
+		files = append(files, d.files...)
 	}
 	out := append(slices.Clip(last.Misses), cache.Miss{At: time.Now().UTC(), Files: gather(files)})
 	return out[max(0, len(out)-maxMisses):]

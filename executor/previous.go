@@ -118,7 +118,7 @@ func (p *previous) at(file string) *tree.Change {
 }
 
 // comparePaths compares as lists of changes are sorted: by components.
-func comparePaths(a, b string) int {
+func comparePaths[T string | []byte](a, b T) int {
 	for i := range min(len(a), len(b)) {
 		switch x, y := a[i], b[i]; {
 		case x == y:

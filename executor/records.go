@@ -13,8 +13,9 @@ import (
 
 // Records is the solver's cache in a state directory.
 type Records struct {
-	Store  *cache.Store
-	Losses *Losses // imported layers that are not to be had; may be nil
+	Store       *cache.Store
+	Losses      *Losses      // imported layers that are not to be had; may be nil
+	Differences *Differences // may be nil
 }
 
 // recorded is the form in which a Result is kept.

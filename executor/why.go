@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"iter"
-	"path"
 	"strings"
 	"time"
 
@@ -272,120 +270,12 @@ func (c Records) files(p solver.Part, old oci.Digest, had bool) string {
 	if !had {
 		return what + " changed"
 	}
-	changed := c.Changed(old, oci.Digest(p.Value))
-	if len(changed) == 0 {
-		return what + " changed"
-	}
-	first := changed[0].String()
-	if n := len(changed) - 1; n > 0 {
-		first += fmt.Sprintf(" and %d more", n)
-	}
-	return first
-}
-
-// FileChange is one file that two selections have otherwise.
-type FileChange struct {
-	Path string
-	Was  time.Time // modification time before; zero for a new file
-	Gone bool
-}
-
-// String is "src/a.go changed (was 3 Nov, 14:02)".
-func (f FileChange) String() string {
-	name := strings.TrimPrefix(f.Path, "/")
+	d := c.compare(old, oci.Digest(p.Value))
 	switch {
-	case f.Gone:
-		return name + " is gone"
-	case f.Was.IsZero():
-		return name + " is new"
+	case d.count == 0:
+		return what + " changed"
+	case d.count > 1:
+		return fmt.Sprintf("%s and %d more", d.first, d.count-1)
 	}
-	return fmt.Sprintf("%s changed (was %s)", name, when(f.Was))
-}
-
-// Changed lists the files by which the selection now differs from old, both
-// digests of what a COPY takes; files before the directories that they are in.
-// It is empty where that was not kept.
-func (c Records) Changed(old, now oci.Digest) []FileChange {
-	before, err := c.Store.Listing(old)
-	if err != nil {
-		return nil
-	}
-	after, err := c.Store.Listing(now)
-	if err != nil {
-		return nil
-	}
-	changes := compareListings(before, after)
-	above := map[string]bool{} // of what has changed: whether something is in it
-	for _, f := range changes {
-		above[f.Path] = false
-	}
-	for f := range after.All() {
-		dir := path.Dir(f.Path)
-		if _, ok := above[dir]; ok {
-			above[dir] = true
-		}
-	}
-	var files, dirs []FileChange
-	for _, f := range changes {
-		if above[f.Path] {
-			dirs = append(dirs, f)
-		} else {
-			files = append(files, f)
-		}
-	}
-	return append(files, dirs...)
-}
-
-// compareListings is what differs, in the order of after, and then what is gone.
-// It holds what differs only, where both are sorted, as are those of one source.
-func compareListings(before, after *cache.Listing) []FileChange {
-	next, stop := iter.Pull(before.All())
-	defer stop()
-	type differing struct {
-		FileChange
-		sum [8]byte
-	}
-	var other []differing
-	var gone []cache.Listed
-	b, more := next()
-	for f := range after.All() {
-		for more && comparePaths(b.Path, f.Path) < 0 {
-			gone = append(gone, b)
-			b, more = next()
-		}
-		if !more || b.Path != f.Path {
-			other = append(other, differing{FileChange{Path: f.Path}, f.Sum})
-			continue
-		}
-		if b.Sum != f.Sum {
-			other = append(other, differing{FileChange{Path: f.Path, Was: b.ModTime}, f.Sum})
-		}
-		b, more = next()
-	}
-	for ; more; b, more = next() {
-		gone = append(gone, b)
-	}
-	// What is not sorted may be among both.
-	lost := make(map[string]cache.Listed, len(gone))
-	for _, g := range gone {
-		lost[g.Path] = g
-	}
-	var out []FileChange
-	for _, f := range other {
-		if o, ok := lost[f.Path]; ok && f.Was.IsZero() {
-			delete(lost, f.Path)
-			if o.Sum == f.sum {
-				continue
-			}
-			f.Was = o.ModTime
-		}
-		out = append(out, f.FileChange)
-	}
-	for _, g := range gone {
-		if _, ok := lost[g.Path]; ok {
-			delete(lost, g.Path)
-			out = append(out, FileChange{Path: g.Path, Gone: true})
-		}
-	}
-	return out
+	return d.first
 }

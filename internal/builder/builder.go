@@ -79,7 +79,7 @@ func Open(ctx context.Context, root string, o Options) (_ *Builder, err error) {
 		return nil, err
 	}
 	b.host = executor.Host{Store: b.Store, Sandbox: box, Networks: network.New("", network.Options{})}
-	b.solver = solver.New[executor.Result](executor.Records{Store: b.Store, Losses: &b.losses}, solver.Options{})
+	b.solver = solver.New[executor.Result](executor.Records{Store: b.Store, Losses: &b.losses, Differences: new(executor.Differences)}, solver.Options{})
 	return b, nil
 }
 
