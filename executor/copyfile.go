@@ -49,7 +49,9 @@ func (c *copier) begin(ctx context.Context) {
 		Work: c.copyFiles, Take: c.done,
 		Drop:  func(a *act) { release(a.dir) },
 		Cost:  (*act).cost,
-		Batch: 64, MaxCost: maxCost,
+		Batch: 128, MaxCost: maxCost,
+		// Two that make files in one directory wait for each other.
+		Apart: func(a *act) bool { return a.newDir },
 	})
 }
 

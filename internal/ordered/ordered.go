@@ -23,6 +23,9 @@ type Options[T any] struct {
 	Cost    func(v *T) int64
 	Batch   int
 	MaxCost int64
+	// Apart, if not nil, says that a value is better not worked on beside those
+	// before it: a batch that is a quarter full ends before it.
+	Apart func(v *T) bool
 }
 
 // Pipeline is values on their way through Work and Take. It is for one goroutine.
@@ -64,8 +67,16 @@ func (p *Pipeline[T]) fresh() *batch[T] { return &batch[T]{done: make(chan error
 // context's: there is no use in adding more.
 func (p *Pipeline[T]) Add(v T) error {
 	p.now.values = append(p.now.values, v)
-	// Not of v itself, which would have to be allocated.
-	p.now.cost += p.o.Cost(&p.now.values[len(p.now.values)-1])
+	last := &p.now.values[len(p.now.values)-1] // not v itself, which would have to be allocated
+	if p.o.Apart != nil && len(p.now.values) > p.o.Batch/4 && p.o.Apart(last) {
+		v = *last
+		clear(p.now.values[len(p.now.values)-1:])
+		p.now.values = p.now.values[:len(p.now.values)-1]
+		p.send()
+		p.now.values = append(p.now.values, v)
+		last = &p.now.values[0]
+	}
+	p.now.cost += p.o.Cost(last)
 	if len(p.now.values) < p.o.Batch && p.now.cost < p.o.MaxCost {
 		return nil
 	}

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 )
@@ -49,6 +50,42 @@ func TestOrder(t *testing.T) {
 			}
 		}
 		p.Close()
+	}
+}
+
+// Batches that are a quarter full end before what is to be worked on apart, and
+// all values come in their order still.
+func TestApart(t *testing.T) {
+	var got []int
+	var mu sync.Mutex
+	type run struct{ first, size int }
+	var runs []run
+	o := options(&got)
+	work := o.Work
+	o.Batch, o.MaxCost = 8, 1<<30
+	o.Apart = func(v *value) bool { return slices.Contains([]int{1, 2, 5, 14, 15, 40}, v.n) }
+	o.Work = func(ctx context.Context, batch []value) error {
+		mu.Lock()
+		runs = append(runs, run{batch[0].n, len(batch)})
+		mu.Unlock()
+		return work(ctx, batch)
+	}
+	p := New(t.Context(), o)
+	defer p.Close()
+	var want []int
+	for n := range 42 {
+		if err := p.Add(value{n: n}); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, 2*n)
+	}
+	if err := p.Drain(); err != nil || !slices.Equal(got, want) {
+		t.Errorf("Drain = %v, and has taken %d, want %d", err, got, want)
+	}
+	slices.SortFunc(runs, func(a, b run) int { return a.first - b.first })
+	// Before 1, 14 and 40 there is one value.
+	if want := []run{{0, 2}, {2, 3}, {5, 8}, {13, 2}, {15, 8}, {23, 8}, {31, 8}, {39, 3}}; !slices.Equal(runs, want) {
+		t.Errorf("batches, by their first values and sizes, are %v, want %v", runs, want)
 	}
 }
 
