@@ -47,7 +47,11 @@ func replaceBetween(text, name, content string) (string, error) {
 func (r Report) tables() string {
 	var t strings.Builder
 	t.WriteString(r.origin())
-	t.WriteString("\nTimes are medians, with the least and the greatest, of " + plural(r.Rounds, "round") + ". A ratio is the median of build's time over the other's in the same round.\n\n")
+	rounds := plural(r.Rounds, "round")
+	if len(r.earlier()) > 0 {
+		rounds += ", or as many as the earlier run had"
+	}
+	t.WriteString("\nTimes are medians, with the least and the greatest, of " + rounds + ". A ratio is the median of build's time over the other's in the same round.\n\n")
 	head := []string{"workload", ""}
 	for _, b := range r.Builders {
 		head = append(head, b.Title)
@@ -106,7 +110,7 @@ func (r Report) origin() string {
 		fmt.Fprintf(&t, "- not compared: %s\n", m)
 	}
 	for _, x := range r.earlier() {
-		fmt.Fprintf(&t, "- of an earlier run, %s, with %s: %s\n", x.run.Date.Format(time.DateTime), x.run.Builders[0].Version, strings.Join(x.names, ", "))
+		fmt.Fprintf(&t, "- of an earlier run, %s, of %s, with %s: %s\n", x.run.Date.Format(time.DateTime), plural(x.run.Rounds, "round"), x.run.Builders[0].Version, strings.Join(x.names, ", "))
 	}
 	if !r.compares() && len(r.Curves) == 0 {
 		t.WriteString("- there was no peer: these figures compare nothing\n")

@@ -183,6 +183,7 @@ func TestComplete(t *testing.T) {
 	old.Builders[0].Version, old.Builders[1].Version = "v0", "v0"
 	r := example()
 	r.Date = r.Date.Add(time.Hour)
+	r.Rounds = 5
 	r.Limits = nil
 	r.Results = r.Results[:1]
 	if err := r.complete(old); err != nil {
@@ -200,7 +201,7 @@ func TestComplete(t *testing.T) {
 		t.Errorf("it has %q", names)
 	}
 	text := r.tables()
-	for _, want := range []string{"2026-01-02, on", "of an earlier run, 2026-01-02 03:04:05, with v0: ", "measured in the run of 2026-01-02 03:04:05:"} {
+	for _, want := range []string{"2026-01-02, on", "of an earlier run, 2026-01-02 03:04:05, of 3 rounds, with v0: ", "of 5 rounds, or as many as the earlier run had.", "measured in the run of 2026-01-02 03:04:05:"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the text does not have %q:\n%s", want, text)
 		}
@@ -215,7 +216,6 @@ func TestComplete(t *testing.T) {
 	}
 	for what, change := range map[string]func(r *Report){
 		"another machine":  func(r *Report) { r.Machine.Cores++ },
-		"other rounds":     func(r *Report) { r.Rounds++ },
 		"another BuildKit": func(r *Report) { r.Builders[2].Version = "v0.33" },
 		"no BuildKit":      func(r *Report) { r.Builders = r.Builders[:2] },
 	} {

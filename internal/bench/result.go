@@ -44,6 +44,7 @@ type Result struct {
 type Run struct {
 	Date     time.Time
 	Builders []Builder
+	Rounds   int
 }
 
 // Entry is what a builder did with a workload.
@@ -159,8 +160,8 @@ func readReports(paths []string) (Report, error) {
 
 // complete adds what r does not have and the earlier report does.
 func (r *Report) complete(earlier Report) error {
-	if r.Machine != earlier.Machine || r.Rounds != earlier.Rounds {
-		return errors.New("it is of another machine than the file before, or has other rounds: they are not to be compared")
+	if r.Machine != earlier.Machine {
+		return errors.New("it is of another machine than the file before: they are not to be compared")
 	}
 	same := func(a, b Builder) bool { return a.Name == b.Name && (a.ours() || a.Version == b.Version) }
 	if !slices.EqualFunc(r.Builders, earlier.Builders, same) {
@@ -172,7 +173,7 @@ func (r *Report) complete(earlier Report) error {
 	for _, x := range earlier.Results {
 		if !named(r.Results, x.Name) {
 			if x.Earlier == nil {
-				x.Earlier = &Run{earlier.Date, earlier.Builders}
+				x.Earlier = &Run{earlier.Date, earlier.Builders, earlier.Rounds}
 			}
 			r.Results = append(r.Results, x)
 		}
@@ -184,7 +185,7 @@ func (r *Report) complete(earlier Report) error {
 	if len(r.Limits) == 0 {
 		r.Limits, r.LimitsOf = earlier.Limits, earlier.LimitsOf
 		if r.LimitsOf == nil {
-			r.LimitsOf = &Run{earlier.Date, earlier.Builders}
+			r.LimitsOf = &Run{earlier.Date, earlier.Builders, earlier.Rounds}
 		}
 	}
 	return nil
