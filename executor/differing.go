@@ -135,28 +135,45 @@ type difference struct {
 	files []string // all, gathered
 }
 
-// Differences remembers what was found out when a step turned out not to be cached
-// till its new result is recorded. The zero value knows nothing; it is safe for
-// concurrent use.
+// Differences remembers what was found out when steps turned out not to be cached,
+// for the records of their new results. The zero value knows nothing; it is safe for
+// concurrent use. A nil one forgets.
 type Differences struct {
 	mu sync.Mutex
-	of map[[2]oci.Digest]difference
+	of map[[2]oci.Digest]difference // by the digests of both selections
 }
 
-// maxDifferences is how many are remembered: steps that fail are not recorded.
+// maxDifferences is how many are remembered.
 const maxDifferences = 256
+
+func (d *Differences) get(of [2]oci.Digest) (difference, bool) {
+	if d == nil {
+		return difference{}, false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	is, ok := d.of[of]
+	return is, ok
+}
+
+func (d *Differences) set(of [2]oci.Digest, is difference) {
+	if d == nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.of == nil || len(d.of) >= maxDifferences {
+		d.of = map[[2]oci.Digest]difference{}
+	}
+	d.of[of] = is
+}
 
 // compare is how the selection now differs from old, both digests of what a COPY
 // takes. Its count is 0 where that was not kept.
 func (c Records) compare(old, now oci.Digest) difference {
 	of := [2]oci.Digest{old, now}
-	if c.Differences != nil {
-		c.Differences.mu.Lock()
-		d, ok := c.Differences.of[of]
-		c.Differences.mu.Unlock()
-		if ok {
-			return d
-		}
+	if d, ok := c.Differences.get(of); ok {
+		return d
 	}
 	changed := c.Changed(old, now)
 	if len(changed) == 0 {
@@ -167,13 +184,6 @@ func (c Records) compare(old, now oci.Digest) difference {
 		paths[i] = f.Path
 	}
 	d := difference{count: len(changed), first: changed[0].String(), files: gather(paths)}
-	if c.Differences != nil {
-		c.Differences.mu.Lock()
-		defer c.Differences.mu.Unlock()
-		if c.Differences.of == nil || len(c.Differences.of) >= maxDifferences {
-			c.Differences.of = map[[2]oci.Digest]difference{}
-		}
-		c.Differences.of[of] = d
-	}
+	c.Differences.set(of, d)
 	return d
 }

@@ -204,7 +204,7 @@ func (r *rig) buildWith(n *llb.Node, meanwhile func()) (Result, *watch, error) {
 	if r.images != nil {
 		w.Sources, w.Fetcher = map[string]source.Source{llb.Registry: r.images}, r.images
 	}
-	s := solver.New[Result](Records{Store: r.store}, solver.Options{})
+	s := solver.New[Result](Records{Store: r.store, Differences: new(Differences)}, solver.Options{})
 	seen := &watch{}
 	got, err := s.Solve(r.t.Context(), g, w, solver.SolveOptions{Observer: seen})
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 type Records struct {
 	Store       *cache.Store
 	Losses      *Losses      // imported layers that are not to be had; may be nil
-	Differences *Differences // may be nil
+	Differences *Differences // of the same cache's misses; may be nil
 }
 
 // recorded is the form in which a Result is kept.

@@ -3,6 +3,7 @@ package layer
 import (
 	"os"
 	"path"
+	"slices"
 )
 
 // listing is a directory of a layer as it was read.
@@ -55,10 +56,8 @@ const maxAhead = 4
 // caller's to close.
 func (a *lookahead) take(name, p string) *listing {
 	if len(a.waiting) == 0 {
-		for len(a.todo) > 0 && a.todo[0].Path != p {
-			a.todo = a.todo[1:]
-		}
-		a.todo = a.todo[min(1, len(a.todo)):]
+		i := slices.IndexFunc(a.todo, func(f found) bool { return f.Path == p })
+		a.todo = a.todo[i+1:]
 		a.start()
 		return a.d.list(a.dir, name, p)
 	}

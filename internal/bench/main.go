@@ -65,7 +65,7 @@ func parseFlags(args []string) (options, error) {
 	f.StringVar(&o.builders, "builders", "", "the `builders` to compare, with commas: build, buildkit, buildah, docker (default: all that are here)")
 	f.IntVar(&o.rounds, "n", 0, "`rounds`: in each, every builder has its turn (default 5; of curves 3)")
 	f.StringVar(&o.out, "out", "", "write results to this `directory`")
-	f.StringVar(&o.scratch, "root", "", "a `directory` to work in, on the file system to measure: 20 GB (default: a temporary one)")
+	f.StringVar(&o.scratch, "root", "", "a `directory` to work in, on the file system to measure: 35 GB (default: a temporary one)")
 	f.StringVar(&o.binary, "build", "", "build's `binary` (default: one is built)")
 	f.StringVar(&o.network, "network", "host", "build's `network`, as the peers' steps have the host's; the default one is measured beside it")
 	f.StringVar(&o.profile, "profile", "", "write where build's own time went to this `file`: profiling disturbs what is measured")
