@@ -123,6 +123,9 @@ func (su *supervisor) run(ctx context.Context, s Streams) (err error) {
 	if err != nil {
 		return err
 	}
+	// At once: the program may ask for the size as the first thing that it does.
+	restore := followTerminal(s.Terminal, p)
+	defer restore()
 	su.mu.Lock()
 	su.process = p
 	su.state = State{Status: Running, Pid: p.Pid(), Started: su.cs.now(), Ports: end.Ports}
@@ -131,8 +134,6 @@ func (su *supervisor) run(ctx context.Context, s Streams) (err error) {
 	}
 	su.mu.Unlock()
 	saved := su.save()
-	restore := followTerminal(s.Terminal, p)
-	defer restore()
 	done := make(chan struct{})
 	var relay sync.WaitGroup
 	relay.Go(func() { su.relay(s.Signals, done) })
