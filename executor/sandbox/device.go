@@ -3,6 +3,7 @@ package sandbox
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -24,6 +25,18 @@ func (s Spec) withDevices() Spec {
 	}
 	s.Mounts = slices.Concat(nodes, s.Mounts)
 	return s
+}
+
+// needsGroup is an error, because of err, if s has a device that its cgroup alone
+// could keep it from reading or writing. (A further node of it is of no use where
+// no other mount has devices: see noDev.)
+func (s Spec) needsGroup(err error) error {
+	for _, d := range s.rules() {
+		if !strings.Contains(d.Access, "r") || !strings.Contains(d.Access, "w") {
+			return fmt.Errorf("start sandbox: access to the device %d:%d cannot be limited to %q: %w", d.Major, d.Minor, d.Access, err)
+		}
+	}
+	return nil
 }
 
 // rules are what a cgroup is told of the devices.

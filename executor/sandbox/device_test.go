@@ -1,6 +1,7 @@
 package sandbox_test
 
 import (
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -46,5 +47,31 @@ func TestDevices(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestDevicesWithoutCgroup has no cgroup that could hold a process to a part of
+// the access to a device.
+func TestDevicesWithoutCgroup(t *testing.T) {
+	need(t, "busybox")
+	sb := sandbox.NewNative(sandbox.NativeOptions{CgroupRoot: t.TempDir()})
+	for access, want := range map[string]string{
+		"rwm": "", "rw": "",
+		"w":  `access to the device 10:237 cannot be limited to "w": no cgroup version 2 hierarchy`,
+		"rm": `access to the device 10:237 cannot be limited to "rm": no cgroup version 2 hierarchy`,
+	} {
+		checkNothingLeft(t)
+		s := newSpec(t, ": <>/dev/control && echo opened; mknod /dev/other c 10 237; : </dev/other")
+		s.Devices = []sandbox.Device{{Path: "/dev/control", Mode: unix.S_IFCHR | 0o600, Major: 10, Minor: 237, Access: access}}
+		out, code, err := run(t, sb, s)
+		if want != "" {
+			if out != "" || err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("with access %q: %q, error %v, want %q", access, out, err, want)
+			}
+			continue
+		}
+		if want := "opened\n/bin/sh: can't open /dev/other: Permission denied\n"; out != want || code != 1 {
+			t.Errorf("with access %q: %q, code %d (%v), want %q", access, out, code, err, want)
+		}
 	}
 }

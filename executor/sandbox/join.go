@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"syscall"
 
 	"github.com/861fb494/build/executor/sandbox/child"
@@ -24,7 +25,10 @@ func (p *process) Exec(ctx context.Context, s Spec) (Process, error) {
 	c.Target = p.Pid()
 	c.Cgroups = p.group.Join()
 	attr := syscall.SysProcAttr{Setsid: true, Pdeathsig: unix.SIGKILL}
-	fd, closeGroup := p.group.FD()
+	fd, closeGroup, err := p.group.FD()
+	if err != nil {
+		return nil, fmt.Errorf("exec: %w", err)
+	}
 	defer closeGroup()
 	if fd >= 0 {
 		attr.UseCgroupFD, attr.CgroupFD = true, fd

@@ -95,7 +95,10 @@ func startFirst(group *cgroup.Group, name string, flags uintptr) (*started, erro
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | flags,
 		Pdeathsig:  unix.SIGKILL,
 	}
-	fd, closeGroup := group.FD()
+	fd, closeGroup, err := group.FD()
+	if err != nil {
+		return nil, fmt.Errorf("start sandbox: %w", err)
+	}
 	defer closeGroup()
 	if fd >= 0 {
 		attr.UseCgroupFD, attr.CgroupFD = true, fd
@@ -112,7 +115,11 @@ func (n *Native) run(ctx context.Context, s Spec, first *started, group *cgroup.
 		return nil, errors.Join(err, group.Remove())
 	}
 	c := newConfig(s.withDevices())
-	if !s.Privileged && !group.LimitsDevices() {
+	if err := group.DevicesErr(); !s.Privileged && err != nil {
+		if err := s.needsGroup(err); err != nil {
+			first.end()
+			return nil, errors.Join(err, group.Remove())
+		}
 		noDev(c)
 	}
 	c.Cgroups, c.CgroupV1, c.CgroupV2 = group.Join(), group.Dirs(), group.Unified()

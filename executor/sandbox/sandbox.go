@@ -79,8 +79,9 @@ type Device struct {
 	Mode         uint32 // type and permission bits, as in stat(2)
 	Major, Minor uint32
 	UID, GID     uint32
-	// Access is what the cgroup lets the process do with it, where there is one
-	// that holds it to that: some of "rwm", for read, write and mknod.
+	// Access is what the process may do with it: some of "rwm", for read, write
+	// and mknod. Start fails where the kernel cannot be had to hold a process to
+	// one of reading and writing alone.
 	Access string
 }
 

@@ -89,12 +89,12 @@ func isType(path string, magic int64) bool {
 // Group is the control group of one sandbox, in one or more hierarchies. A nil
 // Group is none at all.
 type Group struct {
-	path    string            // below the hierarchies: parent/id
-	v2      string            // directory, or ""
-	v2Err   error             // why there is none in version 2
-	v1      map[string]string // controller to directory
-	pure    bool
-	devices bool
+	path       string            // below the hierarchies: parent/id
+	v2         string            // directory, or ""
+	v2Err      error             // why there is none in version 2
+	v1         map[string]string // controller to directory
+	pure       bool
+	devicesErr error // why it does not limit devices
 }
 
 // New makes the group parent/id and sets its limits. Where no group can be made
@@ -111,8 +111,9 @@ func (t *Tree) New(parent, id string, l Limits) (*Group, error) {
 // hold; Limit does the rest.
 func (t *Tree) Unlimited(parent, id string) *Group {
 	t.look()
-	g := &Group{path: filepath.Join("/", parent, id), pure: t.pure, v1: map[string]string{}}
+	g := &Group{path: filepath.Join("/", parent, id), pure: t.pure, v1: map[string]string{}, devicesErr: errNotAsked}
 	if t.v2 == "" {
+		g.v2Err = fmt.Errorf("no cgroup version 2 hierarchy at %s", t.root)
 		return g
 	}
 	dir := filepath.Join(t.v2, g.path)
@@ -133,10 +134,13 @@ func (t *Tree) Limit(g *Group, l Limits) error {
 
 func (t *Tree) limit(g *Group, l Limits) error {
 	demanded := l.demanded()
-	if g.v2 != "" {
-		// Where BPF is not to be had the sandbox has another way.
-		g.devices = l.Devices && limitDevices(g.v2, l.Allow) == nil
-	} else if t.pure && len(demanded) > 0 {
+	if l.Devices {
+		// Where this cannot be done the sandbox has another way.
+		if g.devicesErr = g.v2Err; g.v2 != "" {
+			g.devicesErr = limitDevices(g.v2, l.Allow)
+		}
+	}
+	if g.v2 == "" && t.pure && len(demanded) > 0 {
 		return fmt.Errorf("limits of %s cannot be held: %w", strings.Join(demanded, ", "), g.v2Err)
 	}
 	if t.pure {
@@ -282,16 +286,17 @@ func write(path, value string) error {
 }
 
 // FD opens the version 2 group for CLONE_INTO_CGROUP (clone3(2)). Without one
-// it returns -1.
-func (g *Group) FD() (fd int, closeFD func()) {
+// it returns -1. That one cannot be opened is an error: a process must not start
+// outside what is to limit it.
+func (g *Group) FD() (fd int, closeFD func(), err error) {
 	if g == nil || g.v2 == "" {
-		return -1, func() {}
+		return -1, func() {}, nil
 	}
-	fd, err := unix.Open(g.v2, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	fd, err = unix.Open(g.v2, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1, func() {}
+		return -1, nil, &os.PathError{Op: "open cgroup", Path: g.v2, Err: err}
 	}
-	return fd, func() { unix.Close(fd) }
+	return fd, func() { unix.Close(fd) }, nil
 }
 
 // Join lists the files to which a process writes "0" to join the version 1
@@ -319,9 +324,16 @@ func (g *Group) Dirs() map[string]string {
 // hierarchy with itself at the top.
 func (g *Group) Unified() bool { return g != nil && g.pure && g.v2 != "" }
 
-// LimitsDevices says whether the group keeps its processes from other devices
-// than the standard ones.
-func (g *Group) LimitsDevices() bool { return g != nil && g.devices }
+// DevicesErr says why the group does not keep its processes from other devices
+// than the standard ones and those allowed; nil: it does.
+func (g *Group) DevicesErr() error {
+	if g == nil {
+		return errNotAsked
+	}
+	return g.devicesErr
+}
+
+var errNotAsked = errors.New("the cgroup is not to limit devices")
 
 // OOM says whether a process of the group was killed for want of memory.
 func (g *Group) OOM() bool {

@@ -89,10 +89,10 @@ func TestReadOnly(t *testing.T) {
 	for _, tree := range []*Tree{{v2: "/proc/no", pure: true}, {root: "/proc/no", v1: map[string]string{}}} {
 		tree.detect.Do(func() {}) // it is as it is here
 		g, err := tree.New("build", "x", Limits{Devices: true})
-		if err != nil || g.LimitsDevices() {
+		if err != nil || g.DevicesErr() == nil {
 			t.Errorf("New without limits = %+v, %v, want an empty group", g, err)
 		}
-		if fd, _ := g.FD(); fd != -1 || g.OOM() || len(g.Join()) > 0 {
+		if fd, _, err := g.FD(); fd != -1 || err != nil || g.OOM() || len(g.Join()) > 0 {
 			t.Errorf("an empty group has descriptor %d, out of memory %v, to join %v", fd, g.OOM(), g.Join())
 		}
 		if err := g.Remove(); err != nil {
@@ -146,10 +146,13 @@ func TestVersion2(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !g.LimitsDevices() {
-		t.Error("the group does not limit devices")
+	if err := g.DevicesErr(); err != nil {
+		t.Errorf("the group does not limit devices: %v", err)
 	}
-	fd, closeFD := g.FD()
+	fd, closeFD, err := g.FD()
+	if err != nil {
+		t.Fatal(err)
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		t.Errorf("descriptor %d: %v", fd, err)

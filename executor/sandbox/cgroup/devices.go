@@ -148,6 +148,10 @@ var deviceProgram = sync.OnceValues(func() (int, error) { return loadProgram(dev
 
 func loadProgram(code []instruction) (int, error) {
 	license := []byte("Apache-2.0\x00")
+	var pinner runtime.Pinner // the kernel is given addresses as numbers
+	defer pinner.Unpin()
+	pinner.Pin(&code[0])
+	pinner.Pin(&license[0])
 	attr := struct {
 		kind, count    uint32
 		code, license  uint64
@@ -161,11 +165,32 @@ func loadProgram(code []instruction) (int, error) {
 		code: uint64(uintptr(unsafe.Pointer(&code[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0]))),
 		name: [16]byte{'b', 'u', 'i', 'l', 'd', '_', 'd', 'e', 'v'},
 	}
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	runtime.KeepAlive(code)
-	runtime.KeepAlive(license)
+	fd, errno := undisturbed(func() (uintptr, unix.Errno) {
+		fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+		return fd, errno
+	})
 	if errno != 0 {
 		return -1, fmt.Errorf("load device program: %w", errno)
 	}
 	return int(fd), nil
+}
+
+// undisturbed calls load without signals: the kernel's verifier gives up with
+// EAGAIN when one is pending, such as those by which Go's runtime preempts.
+func undisturbed(load func() (uintptr, unix.Errno)) (fd uintptr, errno unix.Errno) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	all, before := unix.Sigset_t{}, unix.Sigset_t{}
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &all, &before); err == nil {
+		defer unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)
+	}
+	for range 5 { // what else interrupts, such as a freezer, does so seldom
+		if fd, errno = load(); errno != unix.EAGAIN {
+			break
+		}
+	}
+	return fd, errno
 }
