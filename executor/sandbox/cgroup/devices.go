@@ -185,7 +185,7 @@ func undisturbed(load func() (uintptr, unix.Errno)) (fd uintptr, errno unix.Errn
 		all.Val[i] = ^all.Val[i]
 	}
 	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &all, &before); err == nil {
-		defer unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)
+		defer func() { _ = unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil) }() // these arguments are always right
 	}
 	for range 5 { // what else interrupts, such as a freezer, does so seldom
 		if fd, errno = load(); errno != unix.EAGAIN {
