@@ -143,7 +143,7 @@ func TestGolden(t *testing.T) {
 		want string
 	}{
 		{Method{}, gzipBlock + 99_999, "3fd6865f6a6bd3eb"},
-		{Method{Type: Zstd}, zstdBlock + 99_999, "9a70fdea16074926"},
+		{Method{Type: Zstd}, zstdBlock + 99_999, "1696ff7278c556bc"},
 		{Method{Type: Zstd, Level: level(7)}, gzipBlock + 99_999, "75a421d68e4e1010"},
 	} {
 		data := text(tt.size)
@@ -173,7 +173,7 @@ func TestParse(t *testing.T) {
 		{"", nil, "gzip klauspost/" + version + " level=6 block=1048576", ""},
 		{"gzip", level(9), "gzip klauspost/" + version + " level=9 block=1048576", ""},
 		{"gzip", level(0), "gzip klauspost/" + version + " level=0 block=1048576", ""},
-		{"zstd", nil, "zstd klauspost/" + version + " level=default block=4194304", ""},
+		{"zstd", nil, "zstd klauspost/" + version + " level=default block=8388608", ""},
 		{"zstd", level(8), "zstd klauspost/" + version + " level=better", ""},
 		{"uncompressed", nil, "uncompressed", ""},
 		{"gzip", level(10), "", "gzip has 0 to 9"},
