@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/861fb494/build/internal/flock"
 	"github.com/861fb494/build/internal/oci"
 )
 
@@ -67,21 +68,16 @@ type Pruned struct {
 // gcLock is held shared while something is marked as used, and alone while
 // something is found unused and taken away: so the one is never overtaken by
 // the other. It is held for microseconds.
-func (s *Store) gcLock(how int) (release func(), err error) {
+func (s *Store) gcLock(lock func(*os.File) error) (release func(), err error) {
 	f, err := os.OpenFile(filepath.Join(s.dir, "gc.lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err := unix.Flock(int(f.Fd()), how)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, err
-		}
+	if err := lock(f); err != nil {
+		f.Close()
+		return nil, err
 	}
+	return func() { f.Close() }, nil
 }
 
 // use marks layers as used by this process: what has been used since the oldest
@@ -101,7 +97,7 @@ func (s *Store) use(layers []oci.Layer) (fresh bool) {
 	if len(ids) == 0 {
 		return false
 	}
-	release, err := s.gcLock(unix.LOCK_SH)
+	release, err := s.gcLock(flock.Shared)
 	if err != nil {
 		return true // a disk that takes no new file: nothing is collected there either
 	}
@@ -296,7 +292,7 @@ func neededBy(who []string) string {
 // collectLayer removes a layer unless it has been used since it was found
 // unused.
 func (s *Store) collectLayer(ctx context.Context, id string, since time.Time) error {
-	release, err := s.gcLock(unix.LOCK_EX)
+	release, err := s.gcLock(flock.Alone)
 	if err != nil {
 		return err
 	}

@@ -55,6 +55,7 @@ import (
 	specs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/861fb494/build/internal/flock"
 	"github.com/861fb494/build/internal/oci"
 )
 
@@ -117,30 +118,24 @@ func (s *Store) indexPath() string { return filepath.Join(s.dir, specs.ImageInde
 func (s *Store) lock(f func() error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.flock(unix.LOCK_EX, f)
+	return s.flock(flock.Alone, f)
 }
 
 // rlock runs f while no other process deletes blobs.
 func (s *Store) rlock(f func() error) error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.flock(unix.LOCK_SH, f)
+	return s.flock(flock.Shared, f)
 }
 
-func (s *Store) flock(how int, f func() error) error {
+func (s *Store) flock(take func(*os.File) error, f func() error) error {
 	lock, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o644)
 	if err != nil {
 		return err
 	}
 	defer lock.Close() // releases it
-	for {
-		err = unix.Flock(int(lock.Fd()), how)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("lock %s: %w", lock.Name(), err)
+	if err := take(lock); err != nil {
+		return err
 	}
 	return f()
 }

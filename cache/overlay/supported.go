@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/861fb494/build/internal/flock"
 )
 
 // ErrUnsupported is wrapped by Supported's error where the kernel, the file
@@ -34,10 +36,7 @@ func supported(dir string) error {
 		return err
 	}
 	defer lock.Close()
-	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
-		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
-	}
-	if err == nil { // else it is a file system where directories cannot be locked
+	if flock.Alone(lock) == nil { // else it is a file system where directories cannot be locked
 		left, _ := filepath.Glob(filepath.Join(dir, probePrefix+"*"))
 		for _, path := range left {
 			_ = os.RemoveAll(path) // it takes little room

@@ -13,8 +13,8 @@ import (
 	"slices"
 
 	specs "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
+	"github.com/861fb494/build/internal/flock"
 	"github.com/861fb494/build/internal/oci"
 )
 
@@ -164,8 +164,8 @@ func (l *inLayout) Commit(ctx context.Context, manifest []byte) error {
 		return err
 	}
 	defer dir.Close()
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("lock %s: %w", l.dir, err)
+	if err := flock.Alone(dir); err != nil {
+		return err
 	}
 	x, err := l.index()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

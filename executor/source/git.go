@@ -13,8 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/861fb494/build/internal/flock"
 	"github.com/861fb494/build/llb"
 )
 
@@ -157,10 +156,7 @@ func (g *Git) lock(ctx context.Context, remote string) (unlock func(), err error
 	}
 	done := make(chan error)
 	go func() {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		for errors.Is(err, unix.EINTR) {
-			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		}
+		err := flock.Alone(f)
 		select {
 		case done <- err:
 		case <-ctx.Done(): // nobody waits any more: give the lock back
@@ -171,7 +167,7 @@ func (g *Git) lock(ctx context.Context, remote string) (unlock func(), err error
 	case err = <-done:
 		if err != nil {
 			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+			return nil, err
 		}
 		return func() { f.Close() }, nil
 	case <-ctx.Done():

@@ -7,11 +7,10 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/cache/overlay"
 	"github.com/861fb494/build/cache/plain"
+	"github.com/861fb494/build/internal/flock"
 )
 
 // newDriver opens the snapshots of the state directory root with the driver
@@ -64,11 +63,9 @@ func chooseDriver(root, chosen, name string) (_, notice string, err error) {
 		return "", "", err
 	}
 	defer f.Close()
-	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-	}
 	// Where the file system has no locks, the other process is hoped to want the
 	// same.
+	_ = flock.Alone(f)
 	kept, err := io.ReadAll(f)
 	if err != nil {
 		return "", "", err

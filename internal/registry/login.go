@@ -11,7 +11,8 @@ import (
 	"path/filepath"
 
 	"github.com/google/go-containerregistry/pkg/authn"
-	"golang.org/x/sys/unix"
+
+	"github.com/861fb494/build/internal/flock"
 )
 
 // Check asks the registry host whether it takes user and password. A registry
@@ -160,15 +161,9 @@ func lockDir(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err = unix.Flock(int(d.Fd()), unix.LOCK_EX)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
+	if err := flock.Alone(d); err != nil {
 		d.Close()
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
+		return nil, err
 	}
 	return func() { d.Close() }, nil
 }
