@@ -15,9 +15,12 @@ import (
 const resolveFlags = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
 
 // open opens path in the root with O_PATH.
-func (r *rootfs) open(path string) (int, error) {
+func (r *rootfs) open(path string) (int, error) { return openIn(r.fd, path) }
+
+// openIn opens path in the directory root, as if that were the root, with O_PATH.
+func openIn(root int, path string) (int, error) {
 	for {
-		fd, err := unix.Openat2(r.fd, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolveFlags})
+		fd, err := unix.Openat2(root, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolveFlags})
 		// EAGAIN: something was renamed meanwhile (openat2(2)).
 		if err != unix.EINTR && err != unix.EAGAIN {
 			return fd, err

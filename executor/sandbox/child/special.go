@@ -158,10 +158,7 @@ func subTree(fd int, path string) (int, error) {
 }
 
 func cloneSub(fd int, path string) (int, error) {
-	at, err := unix.Openat2(fd, strings.TrimPrefix(path, "/"), &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	at, err := openIn(fd, path)
 	if err != nil {
 		return -1, fmt.Errorf("open %s in the mount: %w", path, err)
 	}
