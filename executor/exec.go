@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path"
 	"slices"
@@ -304,7 +305,9 @@ func (x *execution) network(ctx context.Context, s *sandbox.Spec) error {
 	for _, h := range x.op.Hosts {
 		extra = append(extra, network.HostEntry{Name: h.Name, Addr: h.Addr})
 	}
-	hosts := network.Hosts(s.Hostname, end.Addr, end.Resolve(extra))
+	// Without its address, which is another one each time: a step may keep what it
+	// reads there.
+	hosts := network.Hosts(s.Hostname, netip.Addr{}, end.Resolve(extra))
 	s.Mounts = append(s.Mounts,
 		oci.Mount{Type: "file", Target: "/etc/resolv.conf", Data: conf, Options: []string{"mode=0644"}},
 		oci.Mount{Type: "file", Target: "/etc/hosts", Data: hosts, Options: []string{"mode=0644"}})

@@ -91,6 +91,10 @@ func Open(dir string) (*Store, error) {
 	if s.layout() == nil {
 		return s, nil
 	}
+	// Private images are not for all users of the machine.
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make image store: %w", err)
+	}
 	if err := os.MkdirAll(s.blobDir(), 0o755); err != nil {
 		return nil, fmt.Errorf("make image store: %w", err)
 	}

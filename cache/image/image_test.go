@@ -510,3 +510,15 @@ func TestIndexCopy(t *testing.T) {
 		t.Errorf("Get of a name that was removed = %v, want %v", err, ErrNotFound)
 	}
 }
+
+// The images of private registries are not for all users of a machine.
+func TestPrivate(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new", "images")
+	if _, err := Open(dir); err != nil {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(dir)
+	if err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("the store's directory has mode %v (%v), want 700", st.Mode().Perm(), err)
+	}
+}

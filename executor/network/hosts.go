@@ -112,7 +112,8 @@ func (e *Endpoint) Resolve(entries []HostEntry) []HostEntry {
 }
 
 // Hosts is the content of /etc/hosts. With an address the host name stands
-// there, as Docker writes it; without, at 127.0.0.1, as BuildKit does.
+// there, as Docker writes it for containers; without, at 127.0.0.1, as BuildKit does
+// for steps.
 func Hosts(hostname string, addr netip.Addr, extra []HostEntry) []byte {
 	var b strings.Builder
 	b.WriteString("127.0.0.1\tlocalhost")
