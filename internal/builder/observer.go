@@ -94,6 +94,9 @@ func (o *observer) Running(n *llb.Node, why string) {
 	}
 	o.ran++
 	o.why[n.Digest] = why
+	if why != "" && !o.noCache {
+		o.sink.Emit(progress.Missed{Step: n.Digest, Why: why, Time: time.Now()})
+	}
 }
 
 // hasRun reports whether the step n was not cached. It is not to be called while
@@ -106,20 +109,16 @@ func (o *observer) hasRun(n *llb.Node) bool {
 // Done implements solver.Observer.
 func (o *observer) Done(n *llb.Node, cached bool, err error, at time.Time) {
 	o.mu.Lock()
-	why := o.why[n.Digest]
 	switch {
 	case cached:
 		o.note(n, StepCached, "", at)
 	case err != nil:
 		o.note(n, StepFailed, err.Error(), at)
 	default:
-		o.note(n, StepRuns, why, at)
+		o.note(n, StepRuns, o.why[n.Digest], at)
 	}
 	o.mu.Unlock()
-	if o.noCache {
-		why = ""
-	}
-	o.sink.Emit(progress.Done{Step: n.Digest, Cached: cached, Why: why, Err: shown(err), Time: at})
+	o.sink.Emit(progress.Done{Step: n.Digest, Cached: cached, Err: shown(err), Time: at})
 }
 
 // Waiting implements solver.Waiter.

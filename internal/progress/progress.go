@@ -25,12 +25,18 @@ type Started struct {
 	Time     time.Time // of the start
 }
 
+// Missed says why a step is not cached, when it begins to run.
+type Missed struct {
+	Step Step
+	Why  string // not empty
+	Time time.Time
+}
+
 // Done ends a step.
 type Done struct {
 	Step   Step
 	Cached bool
-	Why    string // of a step that ran: why it was not cached; empty if unknown
-	Err    error  // non-nil if it failed; context.Canceled if it was stopped
+	Err    error // non-nil if it failed; context.Canceled if it was stopped
 	Time   time.Time
 }
 
@@ -71,6 +77,7 @@ type Hint struct {
 }
 
 func (Started) event() {}
+func (Missed) event()  {}
 func (Done) event()    {}
 func (Counter) event() {}
 func (Log) event()     {}

@@ -72,16 +72,18 @@ func build() []progress.Event {
 		progress.Done{Step: "blake3:i", Time: at(0.1)},
 		progress.Started{Step: "blake3:a", Name: "[base 1/2] FROM alpine", Time: at(0.1)},
 		progress.Counter{Step: "blake3:a", Name: "sha256:3f2a", Current: 0, Total: 40e6, Unit: "B", Time: at(0.2)},
+		progress.Missed{Step: "blake3:a", Why: "never built here", Time: at(0.2)},
 		progress.Started{Step: "blake3:b", Name: "[web 1/2] WORKDIR /app", Time: at(0.2)},
 		progress.Done{Step: "blake3:b", Cached: true, Time: at(0.2)},
 		progress.Counter{Step: "blake3:a", Name: "sha256:3f2a", Current: 1e6, Total: 40e6, Unit: "B", Time: at(1)},
 		progress.Counter{Step: "blake3:a", Name: "sha256:3f2a", Current: 21.5e6, Total: 40e6, Unit: "B", Time: at(5.3)},
 		progress.Counter{Step: "blake3:a", Name: "sha256:3f2a", Current: 40e6, Total: 40e6, Unit: "B", Done: true, Time: at(6)},
 		progress.Counter{Step: "blake3:a", Name: "unpacking", Current: 12, Unit: "files", Done: true, Time: at(6)},
-		progress.Done{Step: "blake3:a", Why: "never built here", Time: at(6.5)},
+		progress.Done{Step: "blake3:a", Time: at(6.5)},
 		progress.Started{Step: "blake3:c", Name: "[web 2/2] RUN <<EOF\nnpm ci\nEOF", Platform: "linux/arm64", Time: at(6.5)},
 		log("blake3:c", 6.912, "added 3 pack"),
 		progress.Started{Step: "blake3:d", Name: "[api 2/2] RUN make", Time: at(7)},
+		progress.Missed{Step: "blake3:d", Why: "src/a.go changed", Time: at(7)},
 		log("blake3:d", 7.5, "cc\r\n\x1b[31mred\x1b[0m\n"),
 		log("blake3:c", 16.9, "ages\nno newline at the end"),
 		log("blake3:d", 120, "make: *** [all] Error 2"),
@@ -89,7 +91,7 @@ func build() []progress.Event {
 			URL: "https://example.com/rule", Position: "Dockerfile:10", Excerpt: []byte("  10 | >>> FROM base AS Web\n")},
 		progress.Warning{Message: "no rule, no place"},
 		progress.Hint{Message: "one\nline", Position: "Dockerfile:7"},
-		progress.Done{Step: "blake3:d", Why: "src/a.go changed", Err: errors.New("exit code 2\nsee above"), Time: at(120.5)},
+		progress.Done{Step: "blake3:d", Err: errors.New("exit code 2\nsee above"), Time: at(120.5)},
 		progress.Done{Step: "blake3:c", Err: fmt.Errorf("run: %w", context.Canceled), Time: at(120.6)},
 		progress.Started{Step: "blake3:j", Name: "resolve busybox", Internal: true, Time: at(120.6)},
 		log("blake3:j", 120.7, "trying registry\n"),
@@ -136,7 +138,7 @@ func TestPlainSuccess(t *testing.T) {
 	c := &clock{now: began}
 	var b bytes.Buffer
 	d := Plain(&b, Options{Now: c.Now})
-	play(d, c, build()[:11])
+	play(d, c, build()[:12])
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -77,13 +77,16 @@ func (f frame) live(title string, t *tracker, running []*ttyStep) []string {
 	return lines
 }
 
-// details are the lines below each step: its counters, then the end of its log.
-// Together they are at most free lines, dealt out evenly.
+// details are the lines below each step: why it runs, its counters, then the end of
+// its log. Together they are at most free lines, dealt out evenly.
 func (f frame) details(steps []*ttyStep, free int) [][]string {
 	out := make([][]string, len(steps))
 	for i, s := range steps {
 		share := min(free/(len(steps)-i), logLines)
 		var rows []string
+		if s.why != "" && share > 1 {
+			rows = append(rows, f.row(styleDim, " => => "+s.why, ""))
+		}
 		for _, c := range s.counters {
 			if !c.Done {
 				rows = append(rows, f.row("", " => => "+c.Name, strings.TrimSpace(c.amount()+"  "+c.rate())))
@@ -101,8 +104,8 @@ func (f frame) details(steps []*ttyStep, free int) [][]string {
 	return out
 }
 
-// ended is the line that stays of a step that is over.
-func (f frame) ended(s *step) string {
+// ended is what stays of a step that is over: a line, and one of why it ran.
+func (f frame) ended(s *step) []string {
 	style, mark := styleBlue, ""
 	switch {
 	case isStopped(s.result.Err):
@@ -112,11 +115,11 @@ func (f frame) ended(s *step) string {
 	case s.result.Cached:
 		mark = "CACHED "
 	}
-	left := " => " + mark + s.name
-	if why := oneLine(s.result.Why); why != "" && s.result.Err == nil && !s.result.Cached {
-		left += "  (" + why + ")"
+	lines := []string{f.row(style, " => "+mark+s.name, seconds(s.result.Time.Sub(s.began)))}
+	if s.why != "" {
+		lines = append(lines, f.row(styleDim, " => => "+s.why, ""))
 	}
-	return f.row(style, left, seconds(s.result.Time.Sub(s.began)))
+	return lines
 }
 
 // rows is how many rows of a terminal of that width the lines take, as they are

@@ -60,8 +60,10 @@ func objectOf(e progress.Event) object {
 	case progress.Started:
 		return object{Type: "started", Step: e.Step, Name: e.Name, Inputs: e.Inputs, Platform: e.Platform,
 			Position: e.Position, Internal: e.Internal, Time: e.Time}
+	case progress.Missed:
+		return object{Type: "missed", Step: e.Step, Why: e.Why, Time: e.Time}
 	case progress.Done:
-		o := object{Type: "done", Step: e.Step, Cached: e.Cached, Why: e.Why, Time: e.Time}
+		o := object{Type: "done", Step: e.Step, Cached: e.Cached, Time: e.Time}
 		if e.Err != nil {
 			o.Error, o.Canceled = e.Err.Error(), isStopped(e.Err)
 		}

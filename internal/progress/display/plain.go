@@ -74,6 +74,10 @@ func (p *plain) Emit(e progress.Event) {
 		p.log(p.tracker.find(e.Step, now), e, now)
 	case progress.Counter:
 		p.counter(p.tracker.find(e.Step, now), e, now)
+	case progress.Missed:
+		s := p.tracker.find(e.Step, now)
+		s.missed(e)
+		p.line(s, s.why)
 	case progress.Done:
 		p.finish(p.tracker.find(e.Step, now), e, now)
 	default:
@@ -179,9 +183,6 @@ func (p *plain) finish(s *step, e progress.Done, now time.Time) {
 		delete(p.partial, s)
 	}
 	p.flush(s)
-	if s.result.Why != "" && !s.result.Cached {
-		p.line(s, "not cached: "+strings.TrimPrefix(oneLine(s.result.Why), "not cached: "))
-	}
 	switch {
 	case isStopped(e.Err):
 		p.line(s, "CANCELED")

@@ -39,6 +39,7 @@ type step struct {
 	counters []*counter
 	output   record
 
+	why    string // it is not cached, in one line; empty: it is, or nobody has said so
 	done   bool
 	result progress.Done
 }
@@ -92,6 +93,11 @@ func (t *tracker) show(s *step) {
 		t.shown++
 		s.number = t.shown
 	}
+}
+
+// missed takes in e.
+func (s *step) missed(e progress.Missed) {
+	s.why = "not cached: " + strings.TrimPrefix(oneLine(e.Why), "not cached: ")
 }
 
 // end takes in e, which ends s.

@@ -84,6 +84,8 @@ func (t *tty) Emit(e progress.Event) {
 		}
 	case progress.Counter:
 		t.tracker.count(t.tracker.find(e.Step, now), e, now)
+	case progress.Missed:
+		t.tracker.find(e.Step, now).missed(e)
 	case progress.Done:
 		t.finish(t.tracker.find(e.Step, now), e, now)
 	default:
@@ -149,7 +151,7 @@ func (t *tty) draw(last bool) {
 	f.now = t.o.now()
 	var stay, live []string
 	for _, s := range t.over {
-		stay = append(stay, f.ended(s))
+		stay = append(stay, f.ended(s)...)
 	}
 	t.over = nil
 	switch {

@@ -90,6 +90,27 @@ func TestLive(t *testing.T) {
 	}
 }
 
+// Why a step runs is seen while it runs, and afterwards however it ended.
+func TestWhy(t *testing.T) {
+	tr, steps := running(1)
+	steps[0].missed(progress.Missed{Why: "src/a.go changed (was 3 Nov, 14:02)"})
+	f := frame{now: at(30), width: 40, height: 24, noColor: true}
+	const why = " => => not cached: src/a.go changed (w…"
+	if got := f.live("Building", tr, steps); len(got) < 3 || got[2] != why {
+		t.Errorf("live:\n%s\nwant %q below the step", strings.Join(got, "\n"), why)
+	}
+	f.height = 4
+	if got := f.live("Building", tr, steps); len(got) != 3 || got[2] == why {
+		t.Errorf("live, where one line is left:\n%s\nwant the log's", strings.Join(got, "\n"))
+	}
+	for _, err := range []error{nil, errors.New("exit code 1")} {
+		tr.end(steps[0].step, progress.Done{Err: err, Time: at(31)}, began)
+		if got := f.ended(steps[0].step); len(got) != 2 || got[1] != why {
+			t.Errorf("ended with %v:\n%s\nwant %q", err, strings.Join(got, "\n"), why)
+		}
+	}
+}
+
 func TestRows(t *testing.T) {
 	lines := []string{"", "12345", "\x1b[31m1234567890\x1b[0m"}
 	for width, want := range map[int]int{80: 3, 10: 3, 9: 4, 5: 4, 4: 6} {
