@@ -237,10 +237,15 @@ func (j *job) knowFilter() {
 	}
 }
 
-// warn keeps what the linter found; each platform finds the same.
+// warn keeps what the linter found of a platform. The others find the same, which is
+// said once; what one finds twice is there twice.
 func (j *job) warn(list []dockerfile.Warning) {
+	known := map[dockerfile.Warning]int{}
+	for _, w := range j.warnings {
+		known[w]++
+	}
 	for _, w := range list {
-		if slices.Contains(j.warnings, w) {
+		if known[w]--; known[w] >= 0 {
 			continue
 		}
 		j.warnings = append(j.warnings, w)

@@ -61,6 +61,9 @@ func (l *lowering) resolve(ctx context.Context) (map[*stage]bool, error) {
 
 // resolveBases fills in found of each needed stage that is built upon no other.
 func (l *lowering) resolveBases(ctx context.Context, needed map[*stage]bool) error {
+	if err := l.checkNames(); err != nil {
+		return err
+	}
 	var todo []*stage
 	for _, s := range slices.Concat(l.stages, l.others) {
 		if needed[s] && s.base == nil && !s.resolved {
@@ -99,6 +102,20 @@ func (l *lowering) resolveBases(ctx context.Context, needed map[*stage]bool) err
 	return l.file.Error(l.explain(failed), failed.Location)
 }
 
+// checkNames is an error if a name that is no stage's can be none of an image's,
+// whether it is needed or a context stands for it.
+func (l *lowering) checkNames() error {
+	for _, s := range slices.Concat(l.stages, l.others) {
+		if s.base != nil || s.BaseName == scratch {
+			continue
+		}
+		if _, err := oci.ParseReference(s.BaseName); err != nil {
+			return l.file.Error(l.guess(s, errors.Unwrap(err)), s.Location)
+		}
+	}
+	return nil
+}
+
 // explain says of a base that was not found what might have been meant.
 func (l *lowering) explain(s *stage) error {
 	err := s.found.err
@@ -111,6 +128,12 @@ func (l *lowering) explain(s *stage) error {
 	if s.found.named {
 		return fmt.Errorf("context %s: %w", s.BaseName, err)
 	}
+	return l.guess(s, err)
+}
+
+// guess says what might have been meant by the name of s, which is wrong because of
+// err.
+func (l *lowering) guess(s *stage, err error) error {
 	options := l.names()
 	if s.external {
 		err = fmt.Errorf("no stage is named %q, nor is it to be had as an image: %w", s.BaseName, err)

@@ -83,6 +83,9 @@ func (x *step) commandLine(s state, c instructions.ShellDependantCmdLine) []stri
 // withShell is a command line for the shell.
 func withShell(s state, args []string) []string {
 	shell := s.image.Config.Shell
+	if len(shell) == 0 && s.image.OS == windows {
+		shell = []string{"cmd", "/S", "/C"}
+	}
 	if len(shell) == 0 {
 		shell = []string{"/bin/sh", "-c"}
 	}

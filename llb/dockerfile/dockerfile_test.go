@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/861fb494/build/llb"
 	"github.com/861fb494/build/llb/dockerfile"
 	"github.com/861fb494/build/parser"
+	"github.com/861fb494/build/parser/ignore"
 )
 
 func lower(text string, b dockerfile.Bases, o dockerfile.Options) (*dockerfile.Result, error) {
@@ -37,6 +39,13 @@ func TestLowerErrors(t *testing.T) {
 		{"misspelt target", "FROM alpine AS build\n", dockerfile.Options{Target: "biuld"}, `Dockerfile: target stage "biuld" could not be found (did you mean build?)`},
 		{"a target is no index", "FROM alpine AS build\n", dockerfile.Options{Target: "0"}, `Dockerfile: target stage "0" could not be found: the stages are build`},
 		{"stage names are in lower case", "FROM alpine AS Foo\nFROM Foo\n", dockerfile.Options{}, "Dockerfile:2: Foo: invalid reference format: repository name (library/Foo) must be lowercase (did you mean foo?)"},
+		{"no name of an image, not needed", "ARG V\nFROM alpine AS a\nFROM alpine:$V AS u\n", dockerfile.Options{Target: "a"}, "Dockerfile:3: alpine:: invalid reference format (did you mean alpine?)"},
+		{"the same of --from", "FROM alpine AS a\nFROM a AS u\nCOPY --from=Bad/Ref a b\n", dockerfile.Options{Target: "a"},
+			`Dockerfile:3: no stage is named "Bad/Ref", nor is it to be had as an image: invalid reference format: repository name (Ref) must be lowercase`},
+		{"the same of a mount", "FROM alpine AS a\nFROM a AS u\nRUN --mount=from=alpine@sha256:12 true\n", dockerfile.Options{Target: "a"},
+			`Dockerfile:3: no stage is named "alpine@sha256:12", nor is it to be had as an image: invalid reference format: invalid checksum digest length`},
+		{"the same where a context stands for it", "FROM Bad/Ref AS a\n", dockerfile.Options{Contexts: map[string]string{"a": "docker-image://alpine"}},
+			"Dockerfile:1: Bad/Ref: invalid reference format: repository name (Ref) must be lowercase"},
 		{"variable in --from", "FROM alpine\nCOPY --from=$X a b\n", dockerfile.Options{},
 			"Dockerfile:2: variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround"},
 		{"index beyond", "FROM alpine\nCOPY --from=3 a b\n", dockerfile.Options{}, "Dockerfile:2: invalid stage index 3: there are 1 stages, from 0"},
@@ -59,6 +68,10 @@ func TestLowerErrors(t *testing.T) {
 		{"bad port", "FROM scratch\nEXPOSE 99999\n", dockerfile.Options{}, `Dockerfile:2: invalid containerPort: 99999: "99999" is no port number (0 to 65535)`},
 		{"bad signal", "FROM scratch\nSTOPSIGNAL SIGNOTHING\n", dockerfile.Options{}, "Dockerfile:2: invalid signal: SIGNOTHING"},
 		{"mount at the root", "FROM alpine\nRUN --mount=target=/ true\n", dockerfile.Options{}, `Dockerfile:2: invalid mount target "/"`},
+		{"source in an empty cache", "FROM alpine\nRUN --mount=type=cache,target=/k,source=d true\n", dockerfile.Options{},
+			"Dockerfile:2: mount /k: there is no source d: a cache mount without from begins empty"},
+		{"source in a tmpfs", "FROM alpine\nRUN --mount=type=tmpfs,target=/k,source=/d true\n", dockerfile.Options{},
+			"Dockerfile:2: mount /k: there is no source /d: a tmpfs mount without from begins empty"},
 		{"secret without a name", "FROM alpine\nRUN --mount=type=secret true\n", dockerfile.Options{}, "Dockerfile:2: invalid secret mount. one of source, target required"},
 		{"nothing to run", "FROM alpine\nRUN []\n", dockerfile.Options{}, "Dockerfile:2: RUN needs a command"},
 		{"front end by argument", "FROM alpine\n", dockerfile.Options{BuildArgs: map[string]string{"BUILDKIT_SYNTAX": "x/y:1"}},
@@ -80,6 +93,32 @@ func TestLowerErrors(t *testing.T) {
 				t.Errorf("Lower(%q) = %T, want *parser.Error", tt.in, err)
 			}
 		})
+	}
+}
+
+// What .dockerignore excludes is compared with sources as they are written.
+func TestCopyIgnoredFile(t *testing.T) {
+	m, err := ignore.New([]string{"*.txt", "d"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for source, want := range map[string]int{
+		"b.txt": 1, "./b.txt": 1, "d/x": 1, "b.txt b.txt": 2,
+		"/b.txt": 0, "../b.txt": 0, "/d/x": 0, "b.go": 0, ".": 0, "/": 0,
+	} {
+		r, err := lower("FROM scratch\nCOPY "+source+" /to/\n", &fakeBases{}, dockerfile.Options{Ignore: m})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := 0
+		for _, w := range r.Warnings {
+			if w.Rule == "CopyIgnoredFile" {
+				got++
+			}
+		}
+		if got != want {
+			t.Errorf("COPY %s: %d warnings of ignored files, want %d", source, got, want)
+		}
 	}
 }
 
@@ -253,5 +292,45 @@ func TestWindowsConfig(t *testing.T) {
 		if _, err := lower(in, &fakeBases{}, dockerfile.Options{}); err != nil {
 			t.Errorf("Lower(%q) = %v", in, err)
 		}
+	}
+}
+
+func TestWindowsShell(t *testing.T) {
+	for os, want := range map[string]string{"windows": "[cmd /S /C foo bar]", "linux": "[/bin/sh -c foo bar]"} {
+		r, err := lower("FROM scratch\nCMD foo bar\nENTRYPOINT foo bar\n", &fakeBases{}, dockerfile.Options{Platform: oci.Platform{OS: os, Architecture: "amd64"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(r.Image.Config.Entrypoint); got != want {
+			t.Errorf("ENTRYPOINT of %s = %s, want %s", os, got, want)
+		}
+	}
+}
+
+// Targets of all mounts are relative to the working directory.
+func TestMountTargets(t *testing.T) {
+	r, err := lower("FROM alpine\nWORKDIR /w/d\n"+
+		"RUN --mount=type=secret,id=s,target=rel --mount=type=secret,id=u,target=../up --mount=type=ssh,target=sock --mount=type=tmpfs,target=tmp --mount=type=cache,target=/abs/,source=. true\n",
+		&fakeBases{}, dockerfile.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	var socket string
+	r.Graph.Walk(func(n *llb.Node) {
+		if e, ok := n.Op.(llb.Exec); ok {
+			for _, m := range e.Mounts {
+				got = append(got, m.Type+" "+m.Target)
+			}
+			for _, v := range e.Env {
+				if name, value, _ := strings.Cut(v, "="); name == "SSH_AUTH_SOCK" {
+					socket = value
+				}
+			}
+		}
+	})
+	want := []string{"cache /abs", "tmpfs /w/d/tmp", "secret /w/d/rel", "secret /w/up", "ssh /w/d/sock"}
+	if !slices.Equal(got, want) || socket != "sock" {
+		t.Errorf("mounts are %q, SSH_AUTH_SOCK=%s, want %q and sock", got, socket, want)
 	}
 }

@@ -203,7 +203,7 @@ func (x *step) checkIgnored(command, src string) {
 	}
 	src = path.Clean(src)
 	root := src == "." || src == "/"
-	if root && m.MatchesRoot() || !root && m.Match(src, false) {
+	if root && m.MatchesRoot() || !root && m.MatchesAsWritten(src) {
 		x.lint.Run(&linter.RuleCopyIgnoredFile, x.Location(), linter.RuleCopyIgnoredFile.Format(command, src))
 	}
 }

@@ -27,11 +27,11 @@ func (x *step) mounts(s state, c *instructions.RunCommand, op llb.Exec, inputs [
 		var err error
 		switch m.Type {
 		case instructions.MountTypeSecret:
-			out, err = secretMount(m)
+			out, err = secretMount(s, m)
 		case instructions.MountTypeSSH:
-			if out, err = sshMount(m, sockets); err == nil && sockets == 0 {
+			if out, err = sshMount(s, m, sockets); err == nil && sockets == 0 {
 				if _, ok := env(op.Env).Get("SSH_AUTH_SOCK"); !ok {
-					op.Env = env(op.Env).set("SSH_AUTH_SOCK", out.Target)
+					op.Env = env(op.Env).set("SSH_AUTH_SOCK", cmp.Or(m.Target, out.Target)) // as it is written
 				}
 			}
 			sockets++
@@ -73,15 +73,22 @@ func inOrder(a, b llb.Mount) int {
 	return cmp.Compare(a.Target, b.Target)
 }
 
+// target is where m is mounted: relative to the working directory.
+func (s state) target(m *instructions.Mount) string {
+	if path.IsAbs(m.Target) {
+		return path.Clean(m.Target)
+	}
+	return path.Join("/", s.dir, m.Target)
+}
+
 // treeMount is a bind, cache or tmpfs mount, without its input.
 func treeMount(s state, m *instructions.Mount) (llb.Mount, error) {
 	out := llb.Mount{Type: string(m.Type), ReadOnly: m.ReadOnly}
-	out.Target = path.Clean(m.Target)
-	if !path.IsAbs(out.Target) {
-		out.Target = path.Join("/", s.dir, m.Target)
-	}
-	if out.Target == "/" {
+	if out.Target = s.target(m); out.Target == "/" {
 		return out, fmt.Errorf("invalid mount target %q", m.Target)
+	}
+	if empty := m.Type == instructions.MountTypeTmpfs || m.Type == instructions.MountTypeCache && m.From == ""; empty && path.Join("/", m.Source) != "/" {
+		return out, fmt.Errorf("mount %s: there is no source %s: a %s mount without from begins empty", m.Target, m.Source, m.Type)
 	}
 	switch m.Type {
 	case instructions.MountTypeTmpfs:
@@ -120,7 +127,7 @@ func (x *step) mountInput(m *instructions.Mount, from *stage, out llb.Mount, inp
 	return out, inputs
 }
 
-func secretMount(m *instructions.Mount) (llb.Mount, error) {
+func secretMount(s state, m *instructions.Mount) (llb.Mount, error) {
 	out := llb.Mount{Type: llb.MountSecret, ID: m.CacheID, Required: m.Required}
 	if m.Source != "" {
 		out.ID = m.Source
@@ -133,7 +140,7 @@ func secretMount(m *instructions.Mount) (llb.Mount, error) {
 	}
 	switch {
 	case m.Target != "":
-		out.Target = path.Join("/", m.Target)
+		out.Target = s.target(m)
 	case m.Env == nil:
 		out.Target = "/run/secrets/" + path.Base(out.ID)
 	}
@@ -148,7 +155,7 @@ func secretMount(m *instructions.Mount) (llb.Mount, error) {
 }
 
 // sshMount is the nth socket of a RUN.
-func sshMount(m *instructions.Mount, n int) (llb.Mount, error) {
+func sshMount(s state, m *instructions.Mount, n int) (llb.Mount, error) {
 	out := llb.Mount{Type: llb.MountSSH, ID: m.CacheID, Required: m.Required}
 	if m.Source != "" {
 		return out, errors.New("ssh does not support source")
@@ -157,7 +164,7 @@ func sshMount(m *instructions.Mount, n int) (llb.Mount, error) {
 		out.ID = "default"
 	}
 	if out.Target = fmt.Sprintf("/run/buildkit/ssh_agent.%d", n); m.Target != "" {
-		out.Target = path.Join("/", m.Target)
+		out.Target = s.target(m)
 	}
 	out.UID, out.GID, out.Mode, out.ModeSet = owner(m, 0o600)
 	if !out.ModeSet {

@@ -89,6 +89,17 @@ func (m *Matcher) Match(p string, isDir bool) (excluded bool) {
 	return excluded
 }
 
+// MatchesAsWritten reports whether p or a directory above it is excluded, p being
+// what a Dockerfile has and not what it leads to: no pattern matches "/a" or "../a"
+// where it matches "a".
+func (m *Matcher) MatchesAsWritten(p string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	// New has compiled each pattern: there is no error left to have.
+	excluded, _ := m.patterns.MatchesOrParentMatches(p)
+	return excluded
+}
+
 // match needs what each pattern made of the directory above, not only what all
 // of them together did. A pattern that a walk from the root skips at a directory
 // (because an earlier one had decided) is skipped for what lies below, too.
