@@ -94,7 +94,7 @@ func (s *Solver[R]) Solve(ctx context.Context, g llb.Graph, w Worker[R], o Solve
 	defer cancel()
 	b := &build[R]{
 		solver: s, ctx: inner, cancel: cancel, worker: w, opts: o, meta: g.Meta,
-		dirty: dirty(g, o.NoCache), visits: map[oci.Digest]*visit[R]{},
+		dirty: Dirty(g), visits: map[oci.Digest]*visit[R]{},
 	}
 	targets := make([]*visit[R], len(g.Targets))
 	for i, n := range g.Targets {
@@ -118,14 +118,12 @@ func (s *Solver[R]) Solve(ctx context.Context, g llb.Graph, w Worker[R], o Solve
 	return nil, b.failures[0]
 }
 
-// dirty are the nodes that must not be taken from the cache by their own
-// digest, because something below them is run anew, or may be once its result
-// has expired: they ask by the content of what that yields. The nodes which themselves are not to be taken from the
-// cache are not looked up at all; a nil map says that all are such or none.
-func dirty(g llb.Graph, all bool) map[oci.Digest]bool {
-	if all {
-		return nil
-	}
+// Dirty are the nodes that must not be taken from the cache by their own digest,
+// because something below them is run anew, or may be once its result has expired:
+// they ask by the content of what that yields. A nil map says that there are none.
+// (Nodes which themselves are not to be taken from the cache are not looked up at
+// all.)
+func Dirty(g llb.Graph) map[oci.Digest]bool {
 	var d map[oci.Digest]bool
 	g.Walk(func(n *llb.Node) {
 		for _, in := range n.Inputs {

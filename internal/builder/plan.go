@@ -89,13 +89,8 @@ func (j *job) plan(ctx context.Context) (Plan, error) {
 	p := Plan{Dockerfile: j.contexts.dockerfileName, Context: j.project()}
 	f := foresight{
 		job: j, worker: w, records: records, results: map[oci.Digest]executor.Result{}, epochs: j.epochs(),
-		dirty: map[oci.Digest]bool{}, steps: map[oci.Digest]PlanStep{}, states: map[oci.Digest]string{}, visited: map[oci.Digest]bool{},
+		dirty: solver.Dirty(j.graph), steps: map[oci.Digest]PlanStep{}, states: map[oci.Digest]string{}, visited: map[oci.Digest]bool{},
 	}
-	j.graph.Walk(func(n *llb.Node) {
-		for _, in := range n.Inputs {
-			f.dirty[n.Digest] = f.dirty[n.Digest] || f.dirty[in.Digest] || j.graph.Meta[in.Digest].NoCache
-		}
-	})
 	for _, n := range j.graph.Targets {
 		if err := f.visit(ctx, n); err != nil {
 			return p, err
@@ -117,7 +112,7 @@ type foresight struct {
 	records executor.Records
 	results map[oci.Digest]executor.Result // of steps that are cached
 	epochs  map[oci.Digest]time.Time
-	dirty   map[oci.Digest]bool     // steps with one below that is run whatever the cache holds
+	dirty   map[oci.Digest]bool     // as solver.Dirty has it
 	steps   map[oci.Digest]PlanStep // no Status is nothing to tell of
 	states  map[oci.Digest]string   // the statuses, also of those
 	visited map[oci.Digest]bool
