@@ -1,12 +1,15 @@
 package sandbox_test
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/executor/sandbox"
+	"github.com/861fb494/build/internal/oci"
 )
 
 // TestDevices gives the process /dev/loop-control (loop(4)), which can be opened
@@ -72,6 +75,30 @@ func TestDevicesWithoutCgroup(t *testing.T) {
 		}
 		if want := "opened\n/bin/sh: can't open /dev/other: Permission denied\n"; out != want || code != 1 {
 			t.Errorf("with access %q: %q, code %d (%v), want %q", access, out, code, err, want)
+		}
+	}
+}
+
+// TestMaskedUnderOwnDev has a /dev whose null is a link to what is to be masked.
+func TestMaskedUnderOwnDev(t *testing.T) {
+	need(t, "busybox")
+	native := sandbox.NewNative(sandbox.NativeOptions{})
+	defer native.Close()
+	for _, sb := range []sandbox.Sandbox{native, warmed{native}} {
+		checkNothingLeft(t)
+		dev := t.TempDir()
+		if err := os.Symlink("/proc/timer_list", filepath.Join(dev, "null")); err != nil {
+			t.Fatal(err)
+		}
+		for _, own := range []oci.Mount{
+			{Type: "bind", Source: dev, Target: "/dev", Options: []string{"bind"}},
+			{Type: "tmpfs", Source: "tmpfs", Target: "/dev"},
+		} {
+			s := newSpec(t, "cat /proc/timer_list /proc/keys; echo end")
+			s.Mounts = []oci.Mount{own}
+			if out, code, err := run(t, sb, s); out != "end\n" || code != 0 {
+				t.Errorf("with a %s at /dev: %.200q, code %d (%v), want only the end", own.Type, out, code, err)
+			}
 		}
 	}
 }

@@ -73,6 +73,15 @@ func (c *Config) mountAll() (*rootfs, error) {
 	if err := r.mountCgroups(c); err != nil {
 		return nil, err
 	}
+	// Before the mounts that others have a say in: what they put at /dev/null is no
+	// cover.
+	null := cover{fd: -1}
+	defer null.close()
+	if !c.Privileged {
+		if null.fd, err = r.clone("/dev/null"); err != nil {
+			return nil, fmt.Errorf("mask: %w", err)
+		}
+	}
 	for _, m := range c.Mounts {
 		if err := r.mount(m); err != nil {
 			return nil, fmt.Errorf("mount %w", err)
@@ -80,7 +89,7 @@ func (c *Config) mountAll() (*rootfs, error) {
 	}
 	r.closeMemory()
 	if !c.Privileged {
-		if err := r.mask(); err != nil {
+		if err := r.mask(&null); err != nil {
 			return nil, err
 		}
 	}
@@ -88,24 +97,24 @@ func (c *Config) mountAll() (*rootfs, error) {
 	return r, nil
 }
 
-// mask hides MaskedPaths and protects ReadOnlyPaths.
-func (r *rootfs) mask() error {
+// mask hides MaskedPaths, files with null, and protects ReadOnlyPaths.
+func (r *rootfs) mask(null *cover) error {
 	for _, p := range ReadOnlyPaths {
 		if err := r.rebind(p, unix.MOUNT_ATTR_RDONLY); err != nil {
 			return fmt.Errorf("read-only path: %w", err)
 		}
 	}
-	empty := -1 // one read-only tmpfs for all directories
-	defer func() { closeFD(empty) }()
+	empty := cover{fd: -1} // one read-only tmpfs for all directories
+	defer empty.close()
 	for _, p := range MaskedPaths {
-		if err := r.maskPath(p, &empty); err != nil {
+		if err := r.maskPath(p, null, &empty); err != nil {
 			return fmt.Errorf("mask %s: %w", p, err)
 		}
 	}
 	return nil
 }
 
-func (r *rootfs) maskPath(p string, empty *int) error {
+func (r *rootfs) maskPath(p string, null, empty *cover) error {
 	at, err := r.open(p)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil
@@ -117,25 +126,39 @@ func (r *rootfs) maskPath(p string, empty *int) error {
 	if err := unix.Fstat(at, &st); err != nil {
 		return err
 	}
-	var cover int
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		cover, err = r.clone("/dev/null")
-	} else if *empty < 0 {
-		cover, err = r.filesystem(covering)
-	} else {
-		cover, err = unix.OpenTree(*empty, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+		return null.put(at)
 	}
+	if empty.fd < 0 {
+		if empty.fd, err = r.filesystem(covering); err != nil {
+			return err
+		}
+	}
+	return empty.put(at)
+}
+
+// cover is a mount that hides others.
+type cover struct {
+	fd   int // -1: none yet
+	used bool
+}
+
+// put hides at. The first time it is the mount itself that does: before Linux 6.15
+// what is attached nowhere cannot be cloned.
+func (c *cover) put(at int) error {
+	if !c.used {
+		c.used = true
+		return attach(c.fd, at, "")
+	}
+	fd, err := unix.OpenTree(c.fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	if err != nil {
 		return err
 	}
-	err = attach(cover, at, "")
-	if err == nil && *empty < 0 && st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		*empty = cover
-		return nil
-	}
-	unix.Close(cover)
-	return err
+	defer unix.Close(fd)
+	return attach(fd, at, "")
 }
+
+func (c *cover) close() { closeFD(c.fd) }
 
 // clone returns a copy of the mount at path in the root, attached nowhere.
 func (r *rootfs) clone(path string) (int, error) {
