@@ -101,7 +101,7 @@ func (c *checker) problem(path string, err error, drop func(path string) error) 
 		name = rel
 	}
 	note := ""
-	if c.mend && drop != nil {
+	if c.mend && drop != nil && !Passes(err) {
 		note = ": dropped"
 		if derr := drop(path); derr != nil {
 			note = fmt.Sprintf(": it cannot be dropped: %v", derr)

@@ -99,7 +99,12 @@ func (s *Store) use(layers []oci.Layer) (fresh bool) {
 	}
 	release, err := s.gcLock(flock.Shared)
 	if err != nil {
-		return true // a disk that takes no new file: nothing is collected there either
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, id := range ids {
+			delete(s.used, id) // for the next time
+		}
+		return true
 	}
 	defer release()
 	now := s.now()
@@ -111,24 +116,36 @@ func (s *Store) use(layers []oci.Layer) (fresh bool) {
 
 // running is when the oldest process that has the directory open began; but for
 // this one, if others says so.
-func (s *Store) running(others bool) time.Time {
+func (s *Store) running(others bool) (time.Time, error) {
 	oldest := s.now()
-	names, _ := os.ReadDir(filepath.Join(s.dir, "leases")) // none to be seen: this process's own
+	names, err := os.ReadDir(filepath.Join(s.dir, "leases"))
+	if err != nil {
+		return oldest, err
+	}
 	for _, n := range names {
 		if !leaseName(n.Name()) || others && n.Name() == s.lease.name || !s.Alive(n.Name()) {
 			continue
 		}
-		if st, err := n.Info(); err == nil && st.ModTime().Before(oldest) {
+		st, err := n.Info()
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // it has ended meanwhile
+		case err != nil:
+			return oldest, err
+		case st.ModTime().Before(oldest):
 			oldest = st.ModTime()
 		}
 	}
-	return oldest
+	return oldest, nil
 }
 
 // Usage lists all that takes room. The sizes add up to what du(1) says of the
 // directory. wanted is as in PruneOptions.
 func (s *Store) Usage(ctx context.Context, wanted func(id string) []string) ([]Item, error) {
-	u := usage{store: s, ctx: ctx, wanted: wanted, since: s.running(false), seen: map[inode]int{}}
+	since, err := s.running(false)
+	if err != nil {
+		return nil, fmt.Errorf("see what runs: %w", err)
+	}
+	u := usage{store: s, ctx: ctx, wanted: wanted, since: since, seen: map[inode]int{}}
 	for _, list := range []func() error{u.layers, u.mounts, u.downloads, u.measureItems} {
 		if err := list(); err != nil {
 			return nil, fmt.Errorf("measure state directory: %w", err)
@@ -292,6 +309,16 @@ func neededBy(who []string) string {
 // collectLayer removes a layer unless it has been used since it was found
 // unused.
 func (s *Store) collectLayer(ctx context.Context, id string, since time.Time) error {
+	// Who misses the layer once its metadata is gone must not have made it anew
+	// before its files are gone, too.
+	unlock, err := s.tryLock("layer-" + id)
+	if errors.Is(err, errLocked) {
+		return nil // somebody makes it now
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	release, err := s.gcLock(flock.Alone)
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/layer"
 	"github.com/861fb494/build/cache/tree"
@@ -156,10 +157,23 @@ func damaged(id string, err error) error {
 	return &DamagedError{What: "layer " + id, Layer: id, Err: err}
 }
 
-// broken drops a layer for err, and returns that as a *DamagedError.
+// broken drops a layer for err, and returns that as a *DamagedError. What passes is
+// no reason to.
 func (s *Store) broken(id string, err error) error {
+	if Passes(err) {
+		return fmt.Errorf("layer %s: %w", id, err)
+	}
 	s.drop(id)
 	return damaged(id, err)
+}
+
+// Passes reports whether err is of the machine at this moment, or of who asks, such as
+// too few descriptors, and says nothing about what was to be read.
+func Passes(err error) bool {
+	return slices.ContainsFunc([]error{
+		unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.EAGAIN, unix.EINTR, unix.EACCES, unix.EPERM, unix.ENOSPC, unix.EDQUOT,
+		context.Canceled, context.DeadlineExceeded,
+	}, func(passing error) bool { return errors.Is(err, passing) })
 }
 
 // dropped is the name that a layer's metadata has once the layer was found to be

@@ -39,7 +39,13 @@ func newLease(dir string) (*lease, error) {
 		if err != nil {
 			return nil, fmt.Errorf("take a lease: %w", err)
 		}
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+			f.Close()
+			os.Remove(path)
+			return nil, fmt.Errorf("take a lease: lock %s: %w", path, err)
+		}
+		if err != nil {
 			// Swept in the moment between: take another.
 			f.Close()
 			continue
@@ -98,10 +104,12 @@ func (l *lease) freeName(n int) string {
 // freePrefix begins the names in a lease's directory that list nothing.
 const freePrefix = "."
 
+// leaseAlive reports whether the process of a lease lives. One of which that cannot be
+// told does: what it uses is taken from it otherwise, and its steps are killed.
 func leaseAlive(path string) bool {
 	f, err := os.Open(path)
 	if err != nil {
-		return false
+		return !errors.Is(err, fs.ErrNotExist)
 	}
 	defer f.Close()
 	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil

@@ -90,9 +90,13 @@ func (s *Store) abandonDraft(ctx context.Context, id string, own bool) error {
 	// Under the lock: one who had it may have committed the layer.
 	if _, err := s.readLayer(id); err == nil {
 		return nil
+	} else if Passes(err) {
+		return err
 	}
-	if at, ok := s.wasDropped(id); ok && s.running(own).Before(at) {
-		return errMounted
+	if at, ok := s.wasDropped(id); ok {
+		if since, err := s.running(own); err != nil || since.Before(at) {
+			return errors.Join(errMounted, err)
+		}
 	}
 	if err := os.RemoveAll(s.layerDir(id)); err != nil {
 		return err

@@ -157,6 +157,8 @@ func (w *Worker) fetchLayer(ctx context.Context, l oci.Layer, chain []oci.Layer,
 	defer unlock()
 	if _, err := w.Store.Layer(l.ID); err == nil {
 		return nil // another process has unpacked it meanwhile
+	} else if cache.Passes(err) {
+		return err
 	}
 	p := w.beginPull(l.Origin)
 	defer func() { w.endPull(l.Origin, Shown(err)) }()

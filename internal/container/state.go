@@ -186,15 +186,16 @@ func waitLock(ctx context.Context, path string) (*os.File, error) {
 	}
 }
 
-// locked reports whether some process holds the lock.
+// locked reports whether some process holds the lock. Where that cannot be told one
+// does: who takes its container for left over kills it.
 func locked(path string) bool {
 	f, err := os.Open(path)
 	if err != nil {
-		return false
+		return !errors.Is(err, fs.ErrNotExist)
 	}
 	defer f.Close()
 	l := whole(unix.F_WRLCK)
-	return unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, l) == nil && l.Type != unix.F_UNLCK
+	return unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, l) != nil || l.Type != unix.F_UNLCK
 }
 
 // lockAll takes the lock under which containers are made, so that no two get
