@@ -68,7 +68,7 @@ type record struct {
 // nil; the environment's proxies are used then.
 func NewHTTP(dir string, client *http.Client) *HTTP {
 	if client == nil {
-		client = http.DefaultClient
+		client = &http.Client{CheckRedirect: checkRedirect}
 	}
 	return &HTTP{dir: dir, client: client, pause: time.Second, urls: map[string]*fetched{}}
 }
@@ -269,6 +269,18 @@ func (h *HTTP) authorize(req *http.Request) {
 			return
 		}
 	}
+}
+
+// checkRedirect keeps the credentials of one server from others: net/http passes them
+// on to subdomains, other ports, and from HTTPS to HTTP.
+func checkRedirect(r *http.Request, via []*http.Request) error {
+	if len(via) >= 10 {
+		return errors.New("more than 10 redirects")
+	}
+	if first := via[0].URL; r.URL.Host != first.Host || r.URL.Scheme != first.Scheme {
+		r.Header.Del("Authorization")
+	}
+	return nil
 }
 
 func (h *HTTP) try(ctx context.Context, u, etag string, want oci.Digest) (r record, again bool, err error) {

@@ -196,10 +196,20 @@ func TestHTTPErrors(t *testing.T) {
 }
 
 func TestHTTPAuth(t *testing.T) {
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") == "" {
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	}))
+	t.Cleanup(other.Close)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/away" {
 			// Another host: what is for this one is not sent there.
 			http.Redirect(w, r, strings.Replace("http://"+r.Host+"/f", "127.0.0.1", "localhost", 1), http.StatusFound)
+			return
+		}
+		if r.URL.Path == "/port" {
+			http.Redirect(w, r, other.URL, http.StatusFound)
 			return
 		}
 		if r.Header.Get("Authorization") != "Bearer s3cret" {
@@ -217,6 +227,7 @@ func TestHTTPAuth(t *testing.T) {
 		{"header", "/f", map[string]string{"HTTP_AUTH_HEADER_127.0.0.1": "Bearer s3cret"}, true},
 		{"header before token", "/f", map[string]string{"HTTP_AUTH_HEADER_127.0.0.1": "Bearer s3cret", "HTTP_AUTH_TOKEN_127.0.0.1": "x"}, true},
 		{"of another host", "/f", map[string]string{"HTTP_AUTH_TOKEN_example.com": "s3cret"}, false},
+		{"redirected to another port", "/port", map[string]string{"HTTP_AUTH_TOKEN_127.0.0.1": "s3cret"}, false},
 		{"redirected to another host", "/away", map[string]string{"HTTP_AUTH_TOKEN_127.0.0.1": "s3cret"}, false},
 	}
 	for _, tt := range tests {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -100,10 +101,39 @@ func checkRedirect(r *http.Request, via []*http.Request) error {
 	if first.Scheme == "https" && r.URL.Scheme != "https" {
 		return fmt.Errorf("redirect from HTTPS to %s refused", r.URL.Redacted())
 	}
-	if r.URL.Host != first.Host {
+	if r.URL.Host != first.Host && server(r.URL) != server(first) {
 		r.Header.Del("Authorization")
 	}
 	return nil
+}
+
+// server is the host and port that u leads to.
+func server(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
+}
+
+// is reports whether u is this host's, asked as it is to be: what is for it alone
+// may go there.
+func (h *host) is(u *url.URL) bool {
+	return slices.Contains(h.schemes, u.Scheme) && server(u) == server(&url.URL{Scheme: u.Scheme, Host: h.addr})
+}
+
+// location is where resp, of this host, has the upload go on. A registry that does not
+// know that it is behind TLS says http of itself.
+func (h *host) location(resp *http.Response) (*url.URL, error) {
+	u, err := resp.Location()
+	if err != nil || u.Scheme == "https" || resp.Request.URL.Scheme != "https" {
+		return u, err
+	}
+	if !strings.EqualFold(u.Hostname(), resp.Request.URL.Hostname()) {
+		return nil, fmt.Errorf("from HTTPS to %s: refused", u.Redacted())
+	}
+	u.Scheme, u.Host = "https", resp.Request.URL.Host
+	return u, nil
 }
 
 // request is what do sends. The zero values of all but method are usual.
@@ -140,7 +170,7 @@ func (h *host) do(ctx context.Context, r request) (*http.Response, error) {
 	a := h.auth(r.scopes)
 	for again := false; ; again = true {
 		header, err := "", error(nil)
-		own := !r.foreign && r.url.Host == h.addr
+		own := !r.foreign && h.is(r.url)
 		if own {
 			if header, err = a.header(ctx); err != nil {
 				return nil, err
@@ -150,7 +180,7 @@ func (h *host) do(ctx context.Context, r request) (*http.Response, error) {
 		if err != nil {
 			return nil, err
 		}
-		if own && resp.StatusCode == http.StatusUnauthorized && resp.Request.URL.Host == h.addr && !again {
+		if own && resp.StatusCode == http.StatusUnauthorized && h.is(resp.Request.URL) && !again {
 			challenges := parseChallenges(resp.Header.Values("WWW-Authenticate"))
 			retry, err := a.challenged(ctx, challenges, header, r.url.Scheme == "http")
 			if err != nil || retry {

@@ -74,7 +74,7 @@ func (e endpoint) begin(ctx context.Context, mount url.Values) (to *url.URL, mou
 	if resp.StatusCode == http.StatusCreated {
 		return nil, true, nil
 	}
-	if to, err = resp.Location(); err != nil {
+	if to, err = e.location(resp); err != nil {
 		err = fmt.Errorf("begin upload: %s gave no place for it: %w", e.name, err)
 	}
 	return to, false, err

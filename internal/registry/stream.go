@@ -94,7 +94,7 @@ func (e endpoint) stream(ctx context.Context, to *url.URL, open func() (io.ReadC
 	if err != nil {
 		return err
 	}
-	if to, err = resp.Location(); err != nil {
+	if to, err = e.location(resp); err != nil {
 		return fmt.Errorf("send a blob: %s gave no place for its end: %w", e.name, err)
 	}
 	return e.end(ctx, to, d, func() (io.ReadCloser, error) { return http.NoBody, nil }, 0)
