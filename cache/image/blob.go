@@ -67,7 +67,7 @@ func blobError(d oci.Digest, err error) error {
 // turn out not to be d, the Read that would give io.EOF gives a wrapped
 // ErrDamaged, so bytes must not be used for good before io.EOF. The blob is
 // removed then, so that who needs it gets it from elsewhere.
-func (s *Store) Open(d oci.Digest) (io.ReadCloser, error) { return s.open(d, true) }
+func (s *Store) Open(d oci.Digest) (io.ReadCloser, error) { return s.open(d, !s.keeping.Load()) }
 
 // open is Open; a damaged blob is removed only with drop.
 func (s *Store) open(d oci.Digest, drop bool) (io.ReadCloser, error) {

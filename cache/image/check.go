@@ -19,7 +19,11 @@ import (
 // Check reads everything and returns what is wrong: blobs that are not what
 // their name says, entries whose manifest or configuration is missing, an index
 // that is none. It is slow.
-func (s *Store) Check(ctx context.Context) []error { return s.check(ctx, false) }
+func (s *Store) Check(ctx context.Context) []error {
+	s.keeping.Store(true)
+	defer s.keeping.Store(false)
+	return s.check(ctx, false)
+}
 
 // Mend is Check that also drops what it finds: blobs and entries are removed, the
 // index is recovered as far as it can be. The errors say so.

@@ -50,6 +50,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	specs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -81,8 +82,9 @@ type Store struct {
 	dir string
 	now func() time.Time
 
-	swept sync.Once    // sweepDrafts, before the first draft
-	mu    sync.RWMutex // the threads of this process wait here, not in flock
+	swept   sync.Once    // sweepDrafts, before the first draft
+	keeping atomic.Bool  // what is found to be damaged stays: it is a Check that reads
+	mu      sync.RWMutex // the threads of this process wait here, not in flock
 }
 
 // Open opens the store in dir and makes it if it is not there.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -459,8 +460,12 @@ func TestMend(t *testing.T) {
 			if err := tt.harm(s, bad); err != nil {
 				t.Fatal(err)
 			}
+			before := listed(t, s.Dir())
 			if got := s.Check(t.Context()); len(got) == 0 {
 				t.Error("Check finds nothing")
+			}
+			if after := listed(t, s.Dir()); !slices.Equal(after, before) {
+				t.Errorf("Check left %q of %q", after, before)
 			}
 			if got := s.Mend(t.Context()); len(got) == 0 || !strings.HasSuffix(got[0].Error(), "dropped") {
 				t.Errorf("Mend = %v, want it to say what it dropped", got)
@@ -476,6 +481,19 @@ func TestMend(t *testing.T) {
 			}
 		})
 	}
+}
+
+// listed is all files below dir.
+func listed(t *testing.T, dir string) (list []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		list = append(list, path)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
 }
 
 // flip harms the first byte of a file.
