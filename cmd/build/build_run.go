@@ -156,7 +156,7 @@ func (o buildOptions) request(g *globals) (builder.Request, error) {
 		Locked: o.Cache.Locked, Offline: o.Cache.Offline,
 		CacheFrom: o.Cache.From, CacheTo: o.Cache.To,
 		Tags: o.Output.Tags, Annotations: o.Output.Annotations,
-		Seal: o.Output.Quiet || o.Output.IIDFile != "", Squash: o.Output.Squash, Reproducible: o.Output.Reproducible,
+		Seal: o.Output.Quiet || o.Output.IIDFile != "" || o.Output.MetadataFile != "", Squash: o.Output.Squash, Reproducible: o.Output.Reproducible,
 		Secrets: map[string]builder.Secret{}, SSH: map[string]builder.SSH{}, Allow: o.Steps.Allow, AllowDevices: o.Steps.AllowDevices,
 		Memory: o.Steps.Memory, CPUs: o.Steps.CPUs, NoNewPrivileges: o.Steps.NoNewPrivileges,
 	}
@@ -213,7 +213,9 @@ func (o outputOptions) print(g *globals, res *builder.Response) error {
 	}
 	switch {
 	case o.Quiet:
-		fmt.Fprintln(g.stdout, res.ID)
+		if _, err := fmt.Fprintln(g.stdout, res.ID); err != nil {
+			return fmt.Errorf("%s was built, but its ID could not be told: %w", res.ID, err)
+		}
 	case !res.Sealed:
 		id := res.ID.Encoded()[:12]
 		fmt.Fprintf(g.stderr, "Built %s, which has no name: 'build tag %s NAME' gives it one.\n", id, id)

@@ -77,13 +77,17 @@ func report(w io.Writer, err error, caught os.Signal) int {
 // signal twice.
 const again = 500 * time.Millisecond
 
-// interruptible is a context that SIGINT or SIGTERM cancels; a second such
-// signal ends the program at once. release ends the handling and returns the
+// interruptible is a context that SIGINT, SIGTERM or the end of the terminal (SIGHUP,
+// unless nohup(1) has it ignored) cancels; a second such signal ends the program at
+// once. release ends the handling and returns the
 // signal that came, or nil; it may be called again.
 func interruptible(parent context.Context) (ctx context.Context, release func() os.Signal) {
 	ctx, cancel := context.WithCancel(parent)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	stop := make(chan struct{})
 	caught := make(chan os.Signal, 1)
 	go func() {
