@@ -65,7 +65,7 @@ func runCall(ctx context.Context, g *globals, b *builder.Builder, r builder.Requ
 		return c.findings(g, res, err)
 	}
 	if err != nil {
-		return failed(g.stderr, display.Quiet(), err)
+		return failed(g.stderr, display.Quiet(g.stderr), err)
 	}
 	switch {
 	case c.JSON && c.Name == builder.CallTargets:
@@ -115,7 +115,7 @@ func (c callOption) findings(g *globals, res *builder.Response, err error) error
 		return err
 	}
 	if err != nil {
-		if err = failed(g.stderr, display.Quiet(), err); !c.IgnoreStatus {
+		if err = failed(g.stderr, display.Quiet(g.stderr), err); !c.IgnoreStatus {
 			return err
 		}
 	}

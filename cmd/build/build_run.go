@@ -53,6 +53,11 @@ func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 	if os.Getenv("GOGC") == "" {
 		collectLateThenOften()
 	}
+	if o.Frontend.Call.Name == "" {
+		if err := needsRoot(); err != nil {
+			return err
+		}
+	}
 	b, err := g.open(ctx, o.Driver, o.Steps.OCIRuntime)
 	if err != nil {
 		return err
@@ -75,10 +80,7 @@ func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 	if request.Call != "" {
 		return runCall(ctx, g, b, request, o.Frontend.Call)
 	}
-	if err := needsRoot(); err != nil {
-		return err
-	}
-	var show display.Display = display.Quiet()
+	var show display.Display = display.Quiet(g.stderr)
 	if f, ok := g.stderr.(*os.File); ok {
 		if show, err = display.New(o.Progress, f, display.Options{}); err != nil {
 			return err

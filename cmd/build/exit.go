@@ -9,6 +9,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"github.com/861fb494/build/internal/progress/display"
 )
 
 // Exit codes. A container's own code, and 128 plus a signal's number, come
@@ -50,7 +52,7 @@ func report(w io.Writer, err error, caught os.Signal) int {
 	case errors.As(err, &status):
 		return int(status)
 	case errors.As(err, &usage):
-		fmt.Fprintf(w, "build: %v\n", err)
+		fmt.Fprintf(w, "build: %s\n", display.Printable(err.Error()))
 		if usage.command != "" {
 			fmt.Fprintf(w, "See '%s --help'.\n", usage.command)
 		}
@@ -61,13 +63,13 @@ func report(w io.Writer, err error, caught os.Signal) int {
 		if errors.Is(err, context.Canceled) {
 			fmt.Fprintf(w, "build: stopped: %v\n", caught)
 		} else {
-			fmt.Fprintf(w, "build: %v\n", err)
+			fmt.Fprintf(w, "build: %s\n", display.Printable(err.Error()))
 		}
 		if s, ok := caught.(syscall.Signal); ok {
 			return 128 + int(s)
 		}
 	default:
-		fmt.Fprintf(w, "build: %v\n", err)
+		fmt.Fprintf(w, "build: %s\n", display.Printable(err.Error()))
 	}
 	return exitFailure
 }

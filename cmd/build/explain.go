@@ -44,7 +44,7 @@ a step run again and again, and what line in .dockerignore would help.`,
 			}
 			p, err := explain(c.Context(), g, &f, last, args)
 			if err != nil {
-				return failed(g.stderr, display.Quiet(), err)
+				return failed(g.stderr, display.Quiet(g.stderr), err)
 			}
 			if format == "json" {
 				e := json.NewEncoder(g.stdout)
@@ -99,9 +99,9 @@ func printPlan(w io.Writer, p builder.Plan) error {
 		if s.Platform != "" && severalPlatforms(p) {
 			name = "[" + s.Platform + "] " + name
 		}
-		fmt.Fprintf(w, "%-*s  %-7s  %s\n", width, s.Position, s.Status, name)
+		fmt.Fprintf(w, "%-*s  %-7s  %s\n", width, s.Position, s.Status, display.OneLine(name))
 		if s.Why != "" && s.Status != builder.StepCached {
-			fmt.Fprintf(w, "%*s  %7s  └─ %s\n", width, "", "", s.Why)
+			fmt.Fprintf(w, "%*s  %7s  └─ %s\n", width, "", "", display.OneLine(s.Why))
 		}
 	}
 	if len(p.Hints) > 0 {

@@ -56,7 +56,7 @@ lock those that the builds have. Nothing is built.`,
 			args = append(args, ".")
 			res, err := lock(c.Context(), g, &f, update, args[0])
 			if err != nil {
-				return failed(g.stderr, display.Quiet(), err)
+				return failed(g.stderr, display.Quiet(g.stderr), err)
 			}
 			printLock(g.stdout, res, f.check)
 			if f.check && (res.Made || len(res.Changes) > 0) {

@@ -73,7 +73,7 @@ func (g *globals) withBuilder(ctx context.Context, f func(*builder.Builder) erro
 
 // withProgress shows how f, one step called name, comes along.
 func (g *globals) withProgress(quiet bool, name string, f func(progress.Sink, progress.Step) error) error {
-	show := display.Quiet()
+	show := display.Quiet(g.stderr)
 	if file, ok := g.stderr.(*os.File); ok && !quiet {
 		var err error
 		if show, err = display.New("auto", file, display.Options{Title: name, NoSummary: true}); err != nil {

@@ -59,7 +59,7 @@ func New(mode string, f *os.File, o Options) (Display, error) {
 		}
 		return TTY(f, o), nil
 	case "quiet":
-		return Quiet(), nil
+		return Quiet(f), nil
 	case "rawjson":
 		return JSON(f), nil
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -248,7 +249,7 @@ func TestOutput(t *testing.T) {
 	for _, tt := range []struct {
 		d           Display
 		lines, left int
-	}{{Plain(&b, Options{}), 20, 4980}, {Quiet(), 5000, 0}} {
+	}{{Plain(&b, Options{}), 20, 4980}, {Quiet(io.Discard), 5000, 0}} {
 		tt.d.Emit(progress.Started{Step: "s", Name: "s", Time: began})
 		for i := range 5000 {
 			tt.d.Emit(log("s", 0, fmt.Sprintf("line %d, which is fairly long\n", i)))

@@ -1,6 +1,7 @@
 package display
 
 import (
+	"io"
 	"sync"
 	"time"
 
@@ -10,11 +11,15 @@ import (
 // quietBytes is how much of each step's output is kept for a Failure.
 const quietBytes = 1 << 20
 
-// Quiet shows nothing. Since the output was not shown, Output gives much more
-// of it than other displays do: the last MiB.
-func Quiet() Display { return &quiet{tracker: newTracker(time.Time{}, quietBytes)} }
+// Quiet shows nothing but, at the end, warnings that are not the linter's: that a
+// cache could not be put out, for instance. Since the output was not shown, Output
+// gives much more of it than other displays do: the last MiB.
+func Quiet(w io.Writer) Display {
+	return &quiet{out: w, tracker: newTracker(time.Time{}, quietBytes)}
+}
 
 type quiet struct {
+	out     io.Writer
 	mu      sync.Mutex
 	tracker *tracker
 }
@@ -34,6 +39,10 @@ func (q *quiet) Emit(e progress.Event) {
 		if e.Err == nil {
 			s.output.data = nil
 		}
+	case progress.Warning:
+		if e.Rule == "" {
+			q.tracker.note(e)
+		}
 	}
 }
 
@@ -46,4 +55,10 @@ func (q *quiet) Output(id progress.Step) Output {
 	return Output{}
 }
 
-func (q *quiet) Close() error { return nil }
+func (q *quiet) Close() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	list := q.tracker.warnings
+	q.tracker.warnings = nil // told once
+	return PrintWarnings(q.out, list)
+}

@@ -47,7 +47,7 @@ func PrintWarnings(w io.Writer, warnings []progress.Warning) error {
 		if text == "" {
 			text = v.Detail
 		}
-		fmt.Fprintln(&b, strings.TrimRight(text, "\n"))
+		fmt.Fprintln(&b, Printable(strings.TrimRight(text, "\n")))
 		excerpt(&b, v.Position, string(v.Excerpt))
 	}
 	_, err := w.Write(b.Bytes())
@@ -61,7 +61,7 @@ func excerpt(b *bytes.Buffer, position, lines string) {
 	}
 	fmt.Fprintln(b, position)
 	if lines = strings.TrimRight(lines, "\n"); lines != "" {
-		fmt.Fprintf(b, "%s\n%s\n%s\n", rule, lines, rule)
+		fmt.Fprintf(b, "%s\n%s\n%s\n", rule, Printable(lines), rule)
 	}
 }
 
@@ -105,7 +105,7 @@ func (f Failure) Print(w io.Writer) error {
 		excerpt(&b, f.Position, f.Excerpt)
 	}
 	if f.Err != nil {
-		fmt.Fprintf(&b, "ERROR: %s\n", strings.TrimRight(f.Err.Error(), "\n"))
+		fmt.Fprintf(&b, "ERROR: %s\n", Printable(strings.TrimRight(f.Err.Error(), "\n")))
 	}
 	_, err := w.Write(b.Bytes())
 	return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/861fb494/build/internal/progress"
@@ -106,5 +107,39 @@ ERROR: Dockerfile:7: [web 2/5] RUN npm ci: exit code 1
 		if err := tt.f.Print(&b); err != nil || b.String() != tt.want {
 			t.Errorf("%s: Print = %q, %v, want %q", tt.name, &b, err, tt.want)
 		}
+	}
+}
+
+// A Dockerfile that somebody else has written does nothing to the terminal.
+func TestPrintable(t *testing.T) {
+	const hostile = "a\x1b[2J\x1b]0;owned\ab\u202ec\x9bd\te"
+	const want = "a\ufffd[2J\ufffd]0;owned\ufffdb\ufffdc\ufffdd\te"
+	var b bytes.Buffer
+	f := Failure{Position: "Dockerfile:1", Excerpt: "   1 | >>> " + hostile + "\n", Err: errors.New("unknown instruction: " + hostile)}
+	if err := f.Print(&b); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.String(); strings.Count(got, want) != 2 || strings.ContainsAny(got, "\x1b\a") {
+		t.Errorf("printed %q, want %q twice", got, want)
+	}
+	if got := OneLine("x\x1b[31mred\nrow"); strings.ContainsAny(got, "\x1b\n") {
+		t.Errorf("OneLine gives %q", got)
+	}
+}
+
+// Quiet tells of what went wrong beside the build, and of nothing else.
+func TestQuietWarnings(t *testing.T) {
+	var b bytes.Buffer
+	d := Quiet(&b)
+	d.Emit(progress.Warning{Rule: "StageNameCasing", Message: "stage"})
+	d.Emit(progress.Warning{Message: "the cache could not be put out"})
+	d.Emit(progress.Hint{Message: "hint"})
+	for range 2 {
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := b.String(), "\nWARNING: the cache could not be put out\n"; got != want {
+		t.Errorf("quiet writes %q, want %q", got, want)
 	}
 }

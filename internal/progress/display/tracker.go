@@ -167,6 +167,20 @@ func shortID(id progress.Step) string {
 }
 
 // oneLine is s with each run of white space and control characters as one space.
+// OneLine is s without what would move the cursor, hide text or end the line: names
+// and texts that come from Dockerfiles and contexts may have any bytes.
+func OneLine(s string) string { return oneLine(s) }
+
+// Printable is s without what does something to a terminal but to begin a line.
+func Printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && r != '\t' && (unicode.IsControl(r) || isBidi(r)) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
+}
+
 func oneLine(s string) string {
 	return strings.Join(strings.FieldsFunc(s, func(r rune) bool {
 		return unicode.IsSpace(r) || unicode.IsControl(r) || isBidi(r)
