@@ -73,7 +73,7 @@ func decompress(r *bufio.Reader) (io.ReadCloser, error) {
 			return nil, err
 		}
 		return io.NopCloser(x), nil
-	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}), isSkippable(head):
 		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
 		if err != nil {
 			return nil, err
@@ -81,6 +81,12 @@ func decompress(r *bufio.Reader) (io.ReadCloser, error) {
 		return z.IOReadCloser(), nil
 	}
 	return io.NopCloser(r), nil
+}
+
+// isSkippable reports whether head begins a frame that decoders of zstd skip (RFC
+// 8878, section 3.1.2), as what pzstd(1) writes does.
+func isSkippable(head []byte) bool {
+	return len(head) >= 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:4], []byte{0x2a, 0x4d, 0x18})
 }
 
 // Options are those of Extract. The zero value works.

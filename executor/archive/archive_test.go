@@ -309,6 +309,7 @@ func TestOpen(t *testing.T) {
 		{"bzip2", bz, true},
 		{"xz", xzed, true},
 		{"zstd", zst, true},
+		{"zstd after a frame to be skipped", append([]byte{0x5d, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 'p', 'z'}, zst...), true},
 		{"nothing", nil, false},
 		{"text", []byte("hello"), false},
 		{"zeros", make([]byte, 2048), false},

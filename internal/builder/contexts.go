@@ -258,8 +258,11 @@ func (j *job) readIgnore(dir string) (*ignore.Matcher, string, error) {
 	return nil, "", nil
 }
 
-// ignoreFile is nil for a file that is not there.
+// ignoreFile is nil for a file that is not there, and for a directory.
 func (c *contexts) ignoreFile(path string) (*ignore.Matcher, error) {
+	if st, err := os.Stat(path); err == nil && st.IsDir() {
+		return nil, nil
+	}
 	f, err := c.openFile(path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNotDir) {
 		return nil, nil

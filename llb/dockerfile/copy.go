@@ -78,7 +78,9 @@ func (x *step) copy(s state, t transfer) (state, error) {
 		}
 	}
 	for _, doc := range t.SourceContents {
-		x.copyDocument(&t, doc)
+		if err := x.copyDocument(&t, doc); err != nil {
+			return s, err
+		}
 	}
 	made := x.node(llb.File{Actions: t.actions}, meta, t.inputs...)
 	if link {
@@ -186,11 +188,15 @@ func (t *transfer) sourcePath(src string) string {
 }
 
 // copyDocument adds the action for an inline document.
-func (x *step) copyDocument(t *transfer, doc instructions.SourceContent) {
+func (x *step) copyDocument(t *transfer, doc instructions.SourceContent) error {
 	name := path.Join("/", doc.Path)
+	if path.Dir(name) != "/" {
+		return fmt.Errorf("the name of an inline document has no directory: %q", doc.Path)
+	}
 	file := llb.Mkfile{Path: name, Data: []byte(doc.Data), Mode: "0644"}
 	n := x.internal("preparing inline document", llb.File{Actions: []llb.Action{file}}, x.scratch())
 	t.actions = append(t.actions, t.action(t.input(n), name))
+	return nil
 }
 
 // destination is dest seen from dir, cleaned; a slash at the end, which makes

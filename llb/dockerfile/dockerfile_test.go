@@ -62,6 +62,8 @@ func TestLowerErrors(t *testing.T) {
 		{"empty platform", "FROM --platform=$TARGETPLATFORN alpine\n", dockerfile.Options{}, "Dockerfile:1: empty platform value from expression $TARGETPLATFORN (did you mean TARGETPLATFORM?)"},
 		{"required argument", "FROM alpine\nENV a=${b:?unset}\n", dockerfile.Options{}, `Dockerfile:2: failed to process "${b:?unset}": b: unset`},
 		{"mode too high", "FROM scratch\nCOPY --chmod=10000 a b\n", dockerfile.Options{}, "Dockerfile:2: invalid chmod parameter: '10000'. it should be octal string and between 0 and 07777"},
+		{"directory in an inline document's name", "FROM scratch\nCOPY <</a/b /d/\nx\n/a/b\n", dockerfile.Options{},
+			`Dockerfile:2: the name of an inline document has no directory: "/a/b"`},
 		{"URL in COPY", "FROM scratch\nCOPY https://example.com/x b\n", dockerfile.Options{}, "Dockerfile:2: source can't be a URL for COPY"},
 		{"repository in COPY", "FROM scratch\nCOPY git@example.com:x b\n", dockerfile.Options{}, "Dockerfile:2: source can't be a git ref for COPY"},
 		{"checksum of a file", "FROM scratch\nADD --checksum=sha256:00 x b\n", dockerfile.Options{}, "Dockerfile:2: checksum requires HTTP(S) or Git sources"},
