@@ -47,7 +47,7 @@ func (j *job) contextFromStdin(ctx context.Context) (string, error) {
 	if j.Stdin == nil {
 		return "", errors.New("read the context from standard input: there is none")
 	}
-	dir, err := j.contextFromReader(ctx, j.Stdin)
+	dir, err := j.contextFromReader(ctx, stoppable(ctx, j.Stdin))
 	if err != nil {
 		return "", fmt.Errorf("read the context from standard input: %w", err)
 	}

@@ -71,7 +71,7 @@ func (j *job) open(ctx context.Context) error {
 		return err
 	}
 	c.dir = dir
-	if err := j.readDockerfile(dir); err != nil {
+	if err := j.readDockerfile(ctx, dir); err != nil {
 		return err
 	}
 	if dir != "" {
@@ -157,7 +157,7 @@ func (j *job) contextDir(ctx context.Context) (string, error) {
 	return j.Context, nil
 }
 
-func (j *job) readDockerfile(dir string) error {
+func (j *job) readDockerfile(ctx context.Context, dir string) error {
 	c := j.contexts
 	if c.dockerfile != nil {
 		return nil // it was all of standard input
@@ -167,7 +167,7 @@ func (j *job) readDockerfile(dir string) error {
 	case path == "-" && j.Context == "-":
 		return errors.New("the context and the Dockerfile cannot both be standard input")
 	case path == "-":
-		data, err := readAll(j.Stdin)
+		data, err := readAll(stoppable(ctx, j.Stdin))
 		c.dockerfile, c.dockerfileName = data, "-"
 		return err
 	case path == "":
@@ -175,7 +175,7 @@ func (j *job) readDockerfile(dir string) error {
 	case c.temp != "" && !filepath.IsAbs(path):
 		path = filepath.Join(dir, path) // of a context that came as an archive
 	}
-	f, err := c.openFile(path)
+	f, err := openStoppable(ctx, func() (*os.File, error) { return c.openFile(path) })
 	if lower := lowerCase(path); errors.Is(err, fs.ErrNotExist) && lower != "" {
 		if other, lowerErr := c.openFile(lower); lowerErr == nil {
 			f, err, path = other, nil, lower
@@ -192,7 +192,7 @@ func (j *job) readDockerfile(dir string) error {
 	}
 	defer f.Close()
 	c.dockerfilePath = path
-	if c.dockerfile, err = readAll(f); err != nil {
+	if c.dockerfile, err = readAll(stoppable(ctx, f)); err != nil {
 		return fmt.Errorf("read Dockerfile: %w", err)
 	}
 	c.dockerfileName = filepath.Base(path)
