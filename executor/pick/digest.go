@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"io/fs"
 	"maps"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
@@ -39,9 +41,11 @@ type Content func(ctx context.Context, e tree.Entry) (oci.Digest, error)
 type Source struct {
 	Path   string
 	Filter Filter
-	// Required is a path that has to be there, of COPY --parents without
-	// wildcards; "" for none.
+	// Required is a path of COPY --parents without wildcards: it, or something in
+	// it, has to be taken. "" for none.
 	Required string
+
+	pattern string // what of Required is below Path
 }
 
 // Prepare reads the sources of a COPY: with parents, what follows "/./" (or
@@ -63,7 +67,7 @@ func (s Selection) Prepare() ([]Source, error) {
 				return nil, fmt.Errorf("--parents: nothing follows \"/./\" in %q", s.Sources[i])
 			}
 			if !hasWildcards(base) && !hasWildcards(pattern) {
-				out[i].Required = path.Join(base, pattern)
+				out[i].Required, out[i].pattern = path.Join(base, pattern), pattern[1:]
 			}
 			if pattern != "/" {
 				includes = []string{pattern[1:]}
@@ -92,18 +96,60 @@ func indexPivot(s string) int {
 // Find is Matches of a prepared source, with its required path looked for.
 func (s Source) Find(ctx context.Context, t Tree, wildcards bool) ([]Match, error) {
 	if s.Required != "" {
-		// A link counts for itself, wherever it leads: it is copied as it is.
-		at, err := t.Resolve(s.Required, false)
-		if err != nil {
+		taken, err := s.takesRequired(ctx, t)
+		if err != nil && !isMissing(err) {
 			return nil, err
 		}
-		if _, err := t.Quick(at); isMissing(err) {
+		if !taken {
 			return nil, &NotFoundError{Path: s.Required}
-		} else if err != nil {
-			return nil, err
 		}
 	}
 	return Matches(ctx, t, s.Path, wildcards)
+}
+
+// takesRequired reports whether the filter takes the required path, or something
+// in it. No link is followed on the way from the source to it: a walk would not
+// come there.
+func (s Source) takesRequired(ctx context.Context, t Tree) (bool, error) {
+	at, err := t.Resolve(s.Path, false)
+	if err != nil || s.pattern == "" {
+		return false, err
+	}
+	e, err := t.Quick(at)
+	if err != nil {
+		return false, err
+	}
+	taken := false
+	w := walker{t: t, f: s.Filter, root: strings.TrimSuffix(at, "/") + "/", inodes: map[uint64]string{}}
+	w.visit = func(Item) error { taken = true; return fs.SkipAll }
+	var d decision
+	for name := range strings.SplitSeq(s.pattern, "/") {
+		if !e.IsDir() {
+			return false, nil
+		}
+		at = path.Join(at, name)
+		if e, err = t.Quick(at); err != nil {
+			return false, err
+		}
+		if d, err = w.decide(at[len(w.root):], d.info); err != nil {
+			return false, err
+		}
+	}
+	if path.Dir(at) == "/" && e.Type() == unix.S_IFLNK {
+		// BuildKit looks through a link that lies in the tree's root, and through
+		// no other: one that leads nowhere is not found there.
+		if at, err = t.Resolve(at, true); err == nil {
+			_, err = t.Quick(at)
+		}
+		return d.take && err == nil, err
+	}
+	if d.take || !e.IsDir() || !w.descends(d) {
+		return d.take, nil
+	}
+	if err := w.dir(ctx, at, d.info); err != nil && err != fs.SkipAll {
+		return false, err
+	}
+	return taken, nil
 }
 
 // Digest hashes what s selects of t: names, types, modes, links, capabilities,

@@ -205,6 +205,47 @@ func TestWalk(t *testing.T) {
 	}
 }
 
+// What COPY --parents names has to be taken.
+func TestRequired(t *testing.T) {
+	tr, _ := lay(t, "f 1", "d/x 2", "d/lx -> x", "d/dangling -> nowhere", "d/e/z 3", "d/s/x 4", "ld -> d", "dangling -> nowhere", "lf -> d/x")
+	tests := []struct {
+		source   string
+		excludes []string
+		want     string // what is taken, "" for not found
+	}{
+		{"/", nil, ""},
+		{"/./", nil, ""},
+		{"/d/e", nil, ". [d] d/e d/e/z"},
+		{"/d/e", []string{"**/z"}, ". [d] d/e"},
+		{"/d/e", []string{"d/e"}, ""},
+		{"/d/e", []string{"d"}, ""},
+		{"/d/e", []string{"d/e", "!d/e/z"}, ". [d] [d/e] d/e/z"},
+		{"/d/e", []string{"d/e", "!d/e/none"}, ""},
+		{"/d/e/z", []string{"**/z"}, ""},
+		{"/d/./x", []string{"x"}, ""},
+		{"/f/x", nil, ""},
+		{"/f/./x", nil, ""},
+		{"/ld", nil, ". ld"},
+		{"/ld/x", nil, ""},
+		{"/ld/./x", nil, ""},
+		{"/ld/s/./x", nil, ". x"},
+		{"/lf", nil, ". lf"},
+		{"/dangling", nil, ""},
+		{"/d/lx", nil, ". [d] d/lx"},
+		{"/d/dangling", nil, ". [d] d/dangling"},
+		{"/d/./dangling", nil, ". dangling"},
+		{"/d/e/none", nil, ""},
+		{"/d/e/n*", nil, "."}, // a pattern may match nothing
+	}
+	for _, tt := range tests {
+		got, err := walked(t, tr, Selection{Sources: []string{tt.source}, Excludes: tt.excludes, Parents: true, Wildcards: true})
+		var missing *NotFoundError
+		if err != nil && !errors.As(err, &missing) || got != tt.want || (err == nil) != (tt.want != "") {
+			t.Errorf("%s without %q: Walk takes %q, %v, want %q", tt.source, tt.excludes, got, err, tt.want)
+		}
+	}
+}
+
 // content hashes files of tr.
 func content(tr *tree.Tree) func(context.Context, tree.Entry) (oci.Digest, error) {
 	return func(_ context.Context, e tree.Entry) (oci.Digest, error) {

@@ -88,11 +88,7 @@ func (c *copying) source(source string) error {
 			return errors.New("nothing follows the pivot")
 		}
 		if !wild(base) && !wild(pattern) {
-			p, err := resolve(c.from, path.Join("/", base, pattern), false) // a link counts for itself
-			if err != nil {
-				return err
-			}
-			if _, err := os.Lstat(filepath.Join(c.from, p)); err != nil {
+			if err := c.required(base); err != nil {
 				return err
 			}
 		}
@@ -105,6 +101,43 @@ func (c *copying) source(source string) error {
 		if err := c.match(match); err != nil {
 			return fmt.Errorf("%s: %w", match, err)
 		}
+	}
+	return nil
+}
+
+// required is an error unless --parents and --exclude leave what is included of
+// base, or something in it. No link leads to it.
+func (c *copying) required(base string) error {
+	missing := fmt.Errorf("%s: not found", path.Join("/", base, c.include))
+	at, err := resolve(c.from, path.Clean("/"+base), false)
+	if err != nil || c.include == "" {
+		return missing
+	}
+	top := at
+	for _, name := range strings.Split(c.include, "/") {
+		if !lstat(c.from, at).IsDir() {
+			return missing
+		}
+		at = path.Join(at, name)
+	}
+	if kind := lstat(c.from, at); kind&os.ModeSymlink != 0 && path.Dir(at) == "/" {
+		// In the top of a tree a link leads somewhere.
+		to, err := resolve(c.from, at, true)
+		if err != nil || lstat(c.from, to)&os.ModeIrregular != 0 {
+			return missing
+		}
+	}
+	left := false
+	err = filepath.WalkDir(filepath.Join(c.from, at), func(p string, _ os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(filepath.Join(c.from, top), p)
+		left = left || c.takes(rel)
+		return err
+	})
+	if err != nil || !left {
+		return missing
 	}
 	return nil
 }

@@ -68,9 +68,8 @@ var buildkitQuirks = []quirk{
 	{[]string{"lstat /", "no such file or directory"}, func(in *Instr) bool {
 		return in.copies() && in.From == "" && slices.ContainsFunc(in.Args, wild)
 	}},
-	// With --exclude it demands that links lead somewhere, and it does not find
-	// what --parents names and --exclude leaves out, nor a link in the top of a
-	// context that leads nowhere.
+	// With --exclude, or of what patterns of --parents match, it demands that links
+	// in the top of a context lead somewhere.
 	{[]string{"failed to calculate checksum"}, func(in *Instr) bool { return in.copies() && (in.Parents || len(in.Exclude) > 0) }},
 	// It looks up at the destination what --parents does not even name.
 	{[]string{"failed to stat", "not a directory"}, func(in *Instr) bool { return in.copies() && in.Parents }},
