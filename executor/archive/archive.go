@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"path"
 	"strings"
 	"time"
@@ -222,7 +223,7 @@ func (x *extraction) mkdirAll(p string) error {
 }
 
 func (x *extraction) create(hdr *tar.Header, p string, isDir bool) error {
-	e := tree.Entry{Mode: uint32(hdr.Mode) & 0o7777, UID: hdr.Uid, GID: hdr.Gid, ModTime: hdr.ModTime}
+	e := tree.Entry{Mode: uint32(hdr.Mode) & 0o7777, UID: hdr.Uid, GID: hdr.Gid, ModTime: bounded(hdr.ModTime)}
 	var err error
 	switch hdr.Typeflag {
 	case tar.TypeDir:
@@ -255,6 +256,15 @@ func (x *extraction) create(hdr *tar.Header, p string, isDir bool) error {
 	}
 	e.Xattrs = xattrsOf(hdr)
 	return x.setMeta(p, e)
+}
+
+// bounded is t, or the epoch for a time before it and for one that a count of
+// nanoseconds in 64 bits does not reach, as with Docker and BuildKit.
+func bounded(t time.Time) time.Time {
+	if epoch := time.Unix(0, 0); t.Before(epoch) || t.After(time.Unix(0, math.MaxInt64)) {
+		return epoch
+	}
+	return t
 }
 
 // setMeta sets what the header says. Extended attributes that the file system

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path"
@@ -232,6 +233,36 @@ func TestExtract(t *testing.T) {
 				checkDigests(t, root, digests)
 			}
 		})
+	}
+}
+
+// Times that a count of nanoseconds cannot have are the epoch, as with BuildKit.
+func TestExtractTimes(t *testing.T) {
+	last := time.Unix(0, math.MaxInt64)
+	tests := []struct {
+		name     string
+		in, want time.Time
+	}{
+		{"common", stamp, stamp},
+		{"epoch", time.Unix(0, 0), time.Unix(0, 0)},
+		{"before the epoch", time.Unix(-1, 0), time.Unix(0, 0)},
+		{"last", last.Truncate(time.Second), last.Truncate(time.Second)},
+		{"after the last", last.Truncate(time.Second).Add(time.Second), time.Unix(0, 0)},
+	}
+	for _, tt := range tests {
+		tr, _ := target(t)
+		in := []entry{file("f", "1"), dir("d", 0o755), symlink("l", "f")}
+		for i := range in {
+			in[i].ModTime = tt.in
+		}
+		if err := extract(t.Context(), pack(t, in...), tr, Options{}); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range []string{"/in/f", "/in/d", "/in/l"} {
+			if e, err := tr.Quick(p); err != nil || !e.ModTime.Equal(tt.want) {
+				t.Errorf("%s: %s has the time %v, %v, want %v", tt.name, p, e.ModTime, err, tt.want)
+			}
+		}
 	}
 }
 
