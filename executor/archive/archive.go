@@ -38,10 +38,17 @@ type Reader struct {
 // ErrNone is the error of Open for what is no archive.
 var ErrNone = errors.New("not a tar archive")
 
+// errFilters is of data that may well be an archive: to take it for a file would
+// be to leave out files without a word.
+var errFilters = errors.New("xz data with filters beside LZMA2 (xz --x86, --delta) cannot be read: compress it without them, or take it as it is with ADD --unpack=false")
+
 // Open recognises a tar, plain or compressed with gzip, bzip2, xz or zstd.
 // Anything else is ErrNone; r has then been read from.
 func Open(r io.Reader) (*Reader, error) {
 	plain, err := decompress(bufio.NewReaderSize(r, 128<<10))
+	if errors.Is(err, errFilters) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrNone, err)
 	}
@@ -59,7 +66,7 @@ func (a *Reader) Close() error { return a.closer.Close() }
 
 // decompress recognises gzip, bzip2, xz and zstd; anything else is as it is.
 func decompress(r *bufio.Reader) (io.ReadCloser, error) {
-	head, err := r.Peek(6)
+	head, err := r.Peek(14)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
@@ -69,6 +76,9 @@ func decompress(r *bufio.Reader) (io.ReadCloser, error) {
 	case bytes.HasPrefix(head, []byte("BZh")):
 		return io.NopCloser(bzip2.NewReader(r)), nil
 	case bytes.HasPrefix(head, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
+		if hasFilters(head) {
+			return nil, errFilters
+		}
 		x, err := xz.NewReader(r)
 		if err != nil {
 			return nil, err
@@ -82,6 +92,14 @@ func decompress(r *bufio.Reader) (io.ReadCloser, error) {
 		return z.IOReadCloser(), nil
 	}
 	return io.NopCloser(r), nil
+}
+
+// hasFilters reports whether the first block of xz data has more filters than
+// LZMA2, which each has. Behind the stream's header of 12 bytes come the size of
+// the block's, 0 for no block, and its flags: the lower two bits are the number of
+// filters less one (the .xz file format, sections 2.1.1 and 3.1).
+func hasFilters(head []byte) bool {
+	return len(head) >= 14 && head[12] != 0 && head[13]&3 != 0
 }
 
 // isSkippable reports whether head begins a frame that decoders of zstd skip (RFC

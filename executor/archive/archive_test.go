@@ -389,6 +389,15 @@ func compressBzip2(data []byte) ([]byte, error) {
 	return nil, errors.New("neither bzip2 nor busybox is installed")
 }
 
+// What may be an archive and cannot be read is not taken for a file.
+func TestOpenXZFilters(t *testing.T) {
+	// As xz --x86 --lzma2 begins: a stream's header, a block's size and its flags.
+	data := append([]byte("\xfd7zXZ\x00\x00\x04\xe6\xd6\xb4\x46\x02\x01\x04\x00\x21\x01"), make([]byte, 64)...)
+	if _, err := Open(bytes.NewReader(data)); !errors.Is(err, errFilters) || errors.Is(err, ErrNone) {
+		t.Errorf("Open of xz data with filters = %v, want %v", err, errFilters)
+	}
+}
+
 func TestExtractCut(t *testing.T) {
 	data := pack(t, file("a", "1"), file("b", strings.Repeat("x", 5000)))
 	for _, n := range []int{1500, len(data) - 3000} {
