@@ -129,6 +129,9 @@ func expand(ctx context.Context, t Tree, base, pattern string) ([]string, error)
 	if _, err := t.Quick(real); isMissing(err) {
 		return nil, &NotFoundError{Path: base}
 	}
+	if spansSlash(pattern) {
+		return search(ctx, t, real, "", pattern)
+	}
 	// "*" does not match "/": a match has as many components as the pattern,
 	// and each component can be matched by itself.
 	var walk func(dir string, parts []string) ([]string, error)
@@ -165,6 +168,64 @@ func expand(ctx context.Context, t Tree, base, pattern string) ([]string, error)
 		return out, nil
 	}
 	return walk(real, strings.Split(pattern, "/"))
+}
+
+// spansSlash reports whether pattern has a class that matches "/", as "[/]" and
+// "[^a]" do in path.Match.
+func spansSlash(pattern string) bool {
+	for i := 0; i < len(pattern); i++ {
+		switch pattern[i] {
+		case '\\':
+			i++
+		case '[':
+			end := i + 1
+			for end < len(pattern) && pattern[end] != ']' {
+				if pattern[end] == '\\' {
+					end++
+				}
+				end++
+			}
+			if end >= len(pattern) {
+				return false // no pattern: path.Match says so
+			}
+			if ok, _ := path.Match(pattern[i:end+1], "/"); ok {
+				return true
+			}
+			i = end
+		}
+	}
+	return false
+}
+
+// search finds the paths at any depth below dir that pattern matches as a whole;
+// rel is dir as the pattern sees it.
+func search(ctx context.Context, t Tree, dir, rel, pattern string) ([]string, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	names, err := t.ReadDir(dir)
+	if isMissing(err) {
+		return nil, nil // a file, or a symbolic link: not descended into
+	}
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, n := range names {
+		below := path.Join(rel, n)
+		ok, err := path.Match(pattern, below)
+		if err != nil {
+			return nil, fmt.Errorf("pattern %q: %w", pattern, err)
+		}
+		found := []string{path.Join(dir, n)}
+		if !ok {
+			if found, err = search(ctx, t, found[0], below, pattern); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, found...)
+	}
+	return out, nil
 }
 
 // Filter says what below a match is taken. The zero value takes all.

@@ -81,6 +81,11 @@ func TestMatches(t *testing.T) {
 		{"/?", true, "/d/ /e/ /l/>/d", nil},
 		{"/[ab].txt", true, "/a.txt /b.txt", nil},
 		{"/[^a].txt", true, "/b.txt", nil},
+		{"/d[/]a.txt", true, "/d/a.txt", nil}, // a class may match a slash
+		{"/d[^x]?[^x]a.txt", true, "/d/s/a.txt", nil},
+		{"/l/[^x]", true, "/d/s/", nil},
+		{"/*[.-0]?[/]a.txt", true, "/d/s/a.txt", nil},
+		{"/d[\\]/]a.txt", true, "/d/a.txt", nil},
 		{"/*.zip", true, "", nil},
 		{"/d/*/none", true, "", nil},
 		{"/none/*", true, "", &NotFoundError{"/none"}},
