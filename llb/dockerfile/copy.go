@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/patternmatcher"
 	mode "github.com/tonistiigi/dchapes-mode"
 
 	"github.com/861fb494/build/llb"
@@ -147,6 +148,12 @@ func (x *step) copySource(t *transfer, from *stage, src string) error {
 	case isHTTP(src):
 		return x.addURL(t, src)
 	}
+	keep := from != nil && from.state.local == ""
+	if !keep {
+		if err := checkRanges(src); err != nil {
+			return err
+		}
+	}
 	if from == nil {
 		x.checkIgnored(t.word[:1]+strings.ToLower(t.word[1:]), src)
 	}
@@ -161,7 +168,7 @@ func (x *step) copySource(t *transfer, from *stage, src string) error {
 	}
 	a := t.action(t.treeInput, t.sourcePath(src))
 	a.Wildcards, a.Parents = true, t.parents
-	a.Keep = from != nil && from.state.local == ""
+	a.Keep = keep
 	if a.Unpack = t.add; t.unpack != nil {
 		a.Unpack = *t.unpack
 	}
@@ -173,6 +180,23 @@ func (x *step) copySource(t *transfer, from *stage, src string) error {
 		}
 	}
 	t.actions = append(t.actions, a)
+	return nil
+}
+
+// checkRanges is an error for a source in a context with a range that runs
+// backwards, as in "[b-a]". In a stage such a source matches nothing; but a context
+// is sent to BuildKit by patterns that become regular expressions.
+func checkRanges(src string) error {
+	if !strings.Contains(src, "[") {
+		return nil
+	}
+	p, err := patternmatcher.New([]string{src})
+	if err == nil {
+		_, err = p.MatchesOrParentMatches("x")
+	}
+	if err != nil {
+		return fmt.Errorf("source %q: %w", src, err)
+	}
 	return nil
 }
 

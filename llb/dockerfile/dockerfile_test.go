@@ -64,6 +64,7 @@ func TestLowerErrors(t *testing.T) {
 		{"mode too high", "FROM scratch\nCOPY --chmod=10000 a b\n", dockerfile.Options{}, "Dockerfile:2: invalid chmod parameter: '10000'. it should be octal string and between 0 and 07777"},
 		{"directory in an inline document's name", "FROM scratch\nCOPY <</a/b /d/\nx\n/a/b\n", dockerfile.Options{},
 			`Dockerfile:2: the name of an inline document has no directory: "/a/b"`},
+		{"range that is none", "FROM scratch\nCOPY d/a[b-a] /o/\n", dockerfile.Options{}, `Dockerfile:2: source "d/a[b-a]": syntax error in pattern`},
 		{"URL in COPY", "FROM scratch\nCOPY https://example.com/x b\n", dockerfile.Options{}, "Dockerfile:2: source can't be a URL for COPY"},
 		{"repository in COPY", "FROM scratch\nCOPY git@example.com:x b\n", dockerfile.Options{}, "Dockerfile:2: source can't be a git ref for COPY"},
 		{"checksum of a file", "FROM scratch\nADD --checksum=sha256:00 x b\n", dockerfile.Options{}, "Dockerfile:2: checksum requires HTTP(S) or Git sources"},
