@@ -86,6 +86,7 @@ type outputOptions struct {
 	Annotations      map[string]string // of the manifest
 	IIDFile          string
 	MetadataFile     string
+	Load             bool
 	Quiet            bool   // the image's id is all that is printed
 	Compression      string // "gzip", "zstd" or "uncompressed"; "": gzip
 	CompressionLevel *int   // nil: the compressor's default

@@ -79,7 +79,7 @@ func (f *buildFlags) declare(set *pflag.FlagSet) {
 	set.BoolVar(&o.Output.Push, "push", false, "push the image under its names")
 	set.BoolVar(&o.Output.Squash, "squash", false, "make the layers that this build adds one")
 	set.BoolVar(&o.Output.Reproducible, "reproducible", false, "make the same image wherever and whenever: files are not later than SOURCE_DATE_EPOCH,\nwhich is 0 where nothing sets it")
-	set.Bool("load", false, "accepted and without effect: the image is always in the local store")
+	set.BoolVar(&o.Output.Load, "load", false, "have the image in the local store, as without --output, also with one")
 	list("annotation", "", "annotation of the manifest, as `NAME=VALUE`")
 	set.StringVar(&o.Output.IIDFile, "iidfile", "", "write the image's id to `file`")
 	set.StringVar(&o.Output.MetadataFile, "metadata-file", "", "write what the build yielded to `file`, as JSON")

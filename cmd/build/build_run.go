@@ -179,10 +179,23 @@ func (o outputOptions) outputs(r *builder.Request) error {
 	for _, w := range o.Outputs {
 		r.Outputs = append(r.Outputs, exporter.Output{Type: w.Type, Dest: w.Dest, Attrs: o.attrs(w.Attrs)})
 	}
+	isImage := func(w exporter.Output) bool { return w.Type == exporter.TypeImage }
+	if o.Load && len(r.Outputs) > 0 && !slices.ContainsFunc(r.Outputs, isImage) {
+		r.Outputs = append(r.Outputs, exporter.Output{Type: exporter.TypeImage, Attrs: o.attrs(nil)})
+	}
 	if o.Push {
 		r.Outputs = append(r.Outputs, exporter.Output{Type: exporter.TypeImage, Attrs: o.attrs(map[string]string{"push": "true"})})
 	}
 	return nil
+}
+
+// named reports whether there is an image, somewhere, that has the names: files alone
+// have none.
+func (o outputOptions) named() bool {
+	hasNames := func(w outputOption) bool {
+		return w.Type != exporter.TypeLocal && w.Type != exporter.TypeTar && w.Type != "cacheonly"
+	}
+	return len(o.Outputs) == 0 || o.Load || o.Push || slices.ContainsFunc(o.Outputs, hasNames)
 }
 
 // attrs adds the flags on compression to an output's attributes, which count
@@ -222,10 +235,14 @@ func (o outputOptions) print(g *globals, res *builder.Response) error {
 		id := res.ID.Encoded()[:12]
 		fmt.Fprintf(g.stderr, "Built %s, which has no name: 'build tag %s NAME' gives it one.\n", id, id)
 	default:
-		for _, t := range o.Tags {
+		tags := o.Tags
+		if !o.named() {
+			tags = nil
+		}
+		for _, t := range tags {
 			fmt.Fprintf(g.stderr, "Built %s %s\n", t.Familiar(), res.ID)
 		}
-		if len(o.Tags) == 0 {
+		if len(tags) == 0 {
 			fmt.Fprintf(g.stderr, "Built %s\n", cmp.Or(res.ID, oci.Digest("image")))
 		}
 	}

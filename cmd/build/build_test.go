@@ -88,6 +88,7 @@ func TestBuildOptions(t *testing.T) {
 			o.Cache.To = []remote.Spec{{Type: remote.TypeInline}}
 		}},
 		{"squash", []string{"--squash"}, func(o *buildOptions) { o.Output.Squash = true }},
+		{"load", []string{"--load"}, func(o *buildOptions) { o.Output.Load = true }},
 		{"reproducible", []string{"--reproducible"}, func(o *buildOptions) { o.Output.Reproducible = true }},
 		{"tags", []string{"-t", "web", "--tag=localhost:5000/a/b:1", "--push"}, func(o *buildOptions) {
 			o.Output.Tags = []oci.Reference{{Domain: "docker.io", Path: "library/web", Tag: "latest"}, {Domain: "localhost:5000", Path: "a/b", Tag: "1"}}
@@ -105,7 +106,7 @@ func TestBuildOptions(t *testing.T) {
 		{"quiet", []string{"-q", "--iidfile=i", "--metadata-file=m"}, func(o *buildOptions) {
 			o.Output.Quiet, o.Progress, o.Output.IIDFile, o.Output.MetadataFile = true, "quiet", "i", "m"
 		}},
-		{"without effect", []string{"--rm", "--force-rm", "--load", "--rm=false", "--provenance=false", "--sbom=false"}, func(*buildOptions) {}},
+		{"without effect", []string{"--rm", "--force-rm", "--rm=false", "--provenance=false", "--sbom=false"}, func(*buildOptions) {}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			want := buildOptions{
