@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -480,7 +481,11 @@ func MountID(m llb.Mount, from Result) string {
 	return id
 }
 
-// cacheMount mounts a directory that outlives the build.
+// cacheFile is the name, in the directory of a cache mount, of the file that the
+// mount is where it begins with a file.
+const cacheFile = "file"
+
+// cacheMount mounts a directory that outlives the build, or a file.
 func (x *execution) cacheMount(ctx context.Context, s *sandbox.Spec, m llb.Mount) error {
 	var from Result
 	if m.Input != 0 {
@@ -490,6 +495,10 @@ func (x *execution) cacheMount(ctx context.Context, s *sandbox.Spec, m llb.Mount
 	init := cache.MountInit{Fill: func(dir string) error { return x.fill(ctx, m, dir) }}
 	if x.RestoreMount != nil {
 		init.Restore = func(dir string) (map[string][]byte, error) { return x.RestoreMount(ctx, id, m, dir) }
+	}
+	isFile, err := x.beginsWithFile(ctx, m)
+	if err != nil {
+		return err
 	}
 	dir, release, err := x.Store.CacheMount(ctx, id, m.Sharing, init)
 	if err != nil {
@@ -503,8 +512,42 @@ func (x *execution) cacheMount(ctx context.Context, s *sandbox.Spec, m llb.Mount
 	if m.ReadOnly {
 		o = append(o, "ro")
 	}
+	if isFile {
+		dir = filepath.Join(dir, cacheFile)
+	}
 	s.Mounts = append(s.Mounts, oci.Mount{Type: "bind", Source: dir, Target: m.Target, Options: o})
 	return nil
+}
+
+// beginsWithFile reports whether the cache mount m begins with something that is no
+// directory.
+func (x *execution) beginsWithFile(ctx context.Context, m llb.Mount) (bool, error) {
+	if m.Input == 0 || mountSource(m) == "/" {
+		return false, nil
+	}
+	from, top, err := x.cacheSource(ctx, m)
+	if err != nil {
+		return false, err
+	}
+	return !top.IsDir(), from.Close()
+}
+
+// cacheSource is what the cache mount m begins with, and the tree that has it, to be
+// closed.
+func (x *execution) cacheSource(ctx context.Context, m llb.Mount) (*chainView, tree.Entry, error) {
+	from, err := x.view(ctx, x.n, x.in[m.Input])
+	if err != nil {
+		return nil, tree.Entry{}, err
+	}
+	at, err := from.Resolve(mountSource(m), true)
+	if err == nil {
+		var top tree.Entry
+		if top, err = from.Lstat(at); err == nil {
+			return from, top, nil
+		}
+	}
+	from.Close()
+	return nil, tree.Entry{}, err
 }
 
 // fill gives a new cache mount its first content.
@@ -521,23 +564,18 @@ func (x *execution) fill(ctx context.Context, m llb.Mount, dir string) error {
 	if m.Input == 0 {
 		return to.SetMeta("/", e)
 	}
-	from, err := x.view(ctx, x.n, x.in[m.Input])
+	from, top, err := x.cacheSource(ctx, m)
 	if err != nil {
 		return err
 	}
 	defer from.Close()
-	at, err := from.Resolve(mountSource(m), true)
-	if err != nil {
-		return err
-	}
-	top, err := from.Lstat(at)
-	if err != nil {
-		return err
-	}
 	if !top.IsDir() {
-		return fmt.Errorf("source %s of a cache mount is no directory", at)
+		if err := copyEntry(from.Tree, top.Path, to, "/"+cacheFile); err != nil {
+			return err
+		}
+		return to.SetMeta("/", tree.Entry{Mode: 0o755, ModTime: e.ModTime})
 	}
-	if err := copyAll(from.Tree, at, to, "/"); err != nil {
+	if err := copyAll(from.Tree, top.Path, to, "/"); err != nil {
 		return err
 	}
 	return to.SetMeta("/", top)

@@ -310,7 +310,7 @@ func TestBindOfAContext(t *testing.T) {
 func TestCacheMounts(t *testing.T) {
 	r := newRig(t)
 	from := llb.New(llb.File{Actions: []llb.Action{
-		llb.Mkdir{Path: "/first", Mode: 0o750, Owner: "3:4"}, llb.Mkfile{Path: "/first/f", Data: []byte("1")},
+		llb.Mkdir{Path: "/first", Mode: 0o750, Owner: "3:4"}, llb.Mkfile{Path: "/first/f", Data: []byte("1"), Mode: "0600", Owner: "7:8"},
 	}}, scratch)
 	var dirs []string
 	r.box.do = func(_ context.Context, s sandbox.Spec) error {
@@ -330,6 +330,8 @@ func TestCacheMounts(t *testing.T) {
 		{"with an owner", llb.Mount{CacheID: "a", UID: 5, GID: 6, Mode: 0o700, ModeSet: true}, 4, "700 5:6"},
 		{"with a first content", llb.Mount{CacheID: "a", Input: 1, Source: "/first"}, 5, "750 3:4 f=1"},
 		{"again with it", llb.Mount{CacheID: "a", Input: 1, Source: "/first", ReadOnly: true}, 5, "750 3:4 f=1"},
+		{"with a file", llb.Mount{CacheID: "a", Input: 1, Source: "/first/f"}, 7, "600 7:8 1"},
+		{"again with the file", llb.Mount{CacheID: "a", Input: 1, Source: "/first/f"}, 7, "600 7:8 1"},
 	}
 	for i, s := range steps {
 		s.m.Type, s.m.Target = llb.MountCache, "/c"
@@ -350,6 +352,9 @@ func TestCacheMounts(t *testing.T) {
 		got := fmt.Sprintf("%o %d:%d", st.Mode().Perm(), uid, gid)
 		if b, err := os.ReadFile(filepath.Join(dirs[i], "f")); err == nil {
 			got += " f=" + string(b)
+		}
+		if b, err := os.ReadFile(dirs[i]); err == nil {
+			got += " " + string(b)
 		}
 		if got != s.want {
 			t.Errorf("%s: the directory is %s, want %s", s.name, got, s.want)

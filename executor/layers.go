@@ -262,31 +262,36 @@ func copyAll(from *tree.Tree, src string, to *tree.Tree, dst string) error {
 		return err
 	}
 	for _, n := range names {
-		here, there := path.Join(src, n), path.Join(dst, n)
-		e, err := from.Lstat(here)
-		if err != nil {
-			return err
-		}
-		switch e.Type() {
-		case unix.S_IFDIR:
-			if err = to.Mkdir(there, e.Perm()); err == nil {
-				err = copyAll(from, here, to, there)
-			}
-		case unix.S_IFREG:
-			err = copyBytes(from, here, to, there)
-		case unix.S_IFLNK:
-			err = to.Symlink(e.Link, there)
-		default:
-			err = to.Mknod(there, e.Mode, e.Major, e.Minor)
-		}
-		if err == nil {
-			err = to.SetMeta(there, e)
-		}
-		if err != nil {
+		if err := copyEntry(from, path.Join(src, n), to, path.Join(dst, n)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// copyEntry copies src of one tree, with all that is in it, to dst in another,
+// where nothing is.
+func copyEntry(from *tree.Tree, src string, to *tree.Tree, dst string) error {
+	e, err := from.Lstat(src)
+	if err != nil {
+		return err
+	}
+	switch e.Type() {
+	case unix.S_IFDIR:
+		if err = to.Mkdir(dst, e.Perm()); err == nil {
+			err = copyAll(from, src, to, dst)
+		}
+	case unix.S_IFREG:
+		err = copyBytes(from, src, to, dst)
+	case unix.S_IFLNK:
+		err = to.Symlink(e.Link, dst)
+	default:
+		err = to.Mknod(dst, e.Mode, e.Major, e.Minor)
+	}
+	if err != nil {
+		return err
+	}
+	return to.SetMeta(dst, e)
 }
 
 func copyBytes(from *tree.Tree, src string, to *tree.Tree, dst string) error {

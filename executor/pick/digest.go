@@ -96,60 +96,62 @@ func indexPivot(s string) int {
 // Find is Matches of a prepared source, with its required path looked for.
 func (s Source) Find(ctx context.Context, t Tree, wildcards bool) ([]Match, error) {
 	if s.Required != "" {
-		taken, err := s.takesRequired(ctx, t)
-		if err != nil && !isMissing(err) {
-			return nil, err
-		}
-		if !taken {
+		if err := s.findRequired(ctx, t); isMissing(err) {
 			return nil, &NotFoundError{Path: s.Required}
+		} else if err != nil {
+			return nil, err
 		}
 	}
 	return Matches(ctx, t, s.Path, wildcards)
 }
 
-// takesRequired reports whether the filter takes the required path, or something
+// findRequired is an error unless the filter takes the required path, or something
 // in it. No link is followed on the way from the source to it: a walk would not
 // come there.
-func (s Source) takesRequired(ctx context.Context, t Tree) (bool, error) {
+func (s Source) findRequired(ctx context.Context, t Tree) error {
 	at, err := t.Resolve(s.Path, false)
-	if err != nil || s.pattern == "" {
-		return false, err
+	if err != nil {
+		return err
+	}
+	if s.pattern == "" {
+		return &NotFoundError{s.Required, `--parents takes no whole tree; "*" is all that is in it`}
 	}
 	e, err := t.Quick(at)
 	if err != nil {
-		return false, err
+		return err
 	}
-	taken := false
 	w := walker{t: t, f: s.Filter, root: strings.TrimSuffix(at, "/") + "/", inodes: map[uint64]string{}}
-	w.visit = func(Item) error { taken = true; return fs.SkipAll }
 	var d decision
 	for name := range strings.SplitSeq(s.pattern, "/") {
-		if !e.IsDir() {
-			return false, nil
+		if e.Type() == unix.S_IFLNK {
+			return &NotFoundError{s.Required, at + " is a symbolic link, which --parents does not follow"}
 		}
 		at = path.Join(at, name)
 		if e, err = t.Quick(at); err != nil {
-			return false, err
+			return err
 		}
 		if d, err = w.decide(at[len(w.root):], d.info); err != nil {
-			return false, err
+			return err
 		}
 	}
-	if path.Dir(at) == "/" && e.Type() == unix.S_IFLNK {
+	taken := d.take
+	if !taken && e.IsDir() && w.descends(d) {
+		w.visit = func(Item) error { taken = true; return fs.SkipAll }
+		if err := w.dir(ctx, at, d.info); err != nil && err != fs.SkipAll {
+			return err
+		}
+	}
+	if !taken {
+		return &NotFoundError{s.Required, "--exclude leaves nothing of it"}
+	}
+	if path.Dir(at) == "/" {
 		// BuildKit looks through a link that lies in the tree's root, and through
 		// no other: one that leads nowhere is not found there.
 		if at, err = t.Resolve(at, true); err == nil {
 			_, err = t.Quick(at)
 		}
-		return d.take && err == nil, err
 	}
-	if d.take || !e.IsDir() || !w.descends(d) {
-		return d.take, nil
-	}
-	if err := w.dir(ctx, at, d.info); err != nil && err != fs.SkipAll {
-		return false, err
-	}
-	return taken, nil
+	return err
 }
 
 // Digest hashes what s selects of t: names, types, modes, links, capabilities,

@@ -49,9 +49,17 @@ type Match struct {
 }
 
 // NotFoundError is the error for a source without wildcards that names nothing.
-type NotFoundError struct{ Path string }
+type NotFoundError struct {
+	Path string
+	Why  string // where the tree has it, and the COPY does not come to it; else ""
+}
 
-func (e *NotFoundError) Error() string { return fmt.Sprintf("%q: not found", e.Path) }
+func (e *NotFoundError) Error() string {
+	if e.Why != "" {
+		return fmt.Sprintf("%q: not found: %s", e.Path, e.Why)
+	}
+	return fmt.Sprintf("%q: not found", e.Path)
+}
 
 // Is makes it an fs.ErrNotExist.
 func (e *NotFoundError) Is(err error) bool { return err == fs.ErrNotExist }

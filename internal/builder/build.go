@@ -318,7 +318,7 @@ func (j *job) stepError(n *llb.Node, err error) error {
 // explainMissing says why a file of the context is not there.
 func (j *job) explainMissing(s llb.Source, n *llb.Node, err error) error {
 	var missing *pick.NotFoundError
-	if s.Scheme != llb.Local || !errors.As(err, &missing) {
+	if s.Scheme != llb.Local || !errors.As(err, &missing) || missing.Why != "" {
 		return err
 	}
 	c := j.contexts.byName[s.Ref]
