@@ -197,6 +197,9 @@ func TestOpenRefuses(t *testing.T) {
 			if left, _ := os.ReadDir(filepath.Join(dir, "leases")); len(left) > 0 {
 				t.Errorf("leases holds %v", left)
 			}
+			if got := CheckVersion(dir); (got != nil) != (tt.name == "another version") || got != nil && got.Error() != err.Error() {
+				t.Errorf("CheckVersion = %v, Open = %v", got, err)
+			}
 		})
 	}
 }

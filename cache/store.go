@@ -80,8 +80,26 @@ func (s *Store) checkFormat(ours bool) error {
 	case err != nil:
 		word = b
 	}
+	return otherFormat(path, word)
+}
+
+func otherFormat(path string, word []byte) error {
 	return fmt.Errorf("%s is %q, this program writes %q: use another --root, or remove that directory",
 		path, strings.TrimSpace(string(word)), format)
+}
+
+// CheckVersion refuses a state directory of another version, as Open does, for who
+// uses what else is in it.
+func CheckVersion(dir string) error {
+	path := filepath.Join(dir, "format")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil // new, or of a user who may read images and no more
+	}
+	if word, err := openRecord(b); err == nil && string(word) != format {
+		return otherFormat(path, word)
+	}
+	return nil
 }
 
 // Close ends the lease: what was prepared and not committed is removed.

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/internal/builder"
 	"github.com/861fb494/build/internal/container"
 )
@@ -15,6 +16,9 @@ import (
 func (g *globals) containers() (*container.Containers, error) {
 	root, err := g.stateDir()
 	if err != nil {
+		return nil, err
+	}
+	if err := cache.CheckVersion(root); err != nil {
 		return nil, err
 	}
 	return &container.Containers{Dir: filepath.Join(root, "containers")}, nil

@@ -12,6 +12,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/cache/image"
 	"github.com/861fb494/build/internal/oci"
 )
@@ -20,6 +21,9 @@ import (
 func (g *globals) images() (*image.Store, error) {
 	root, err := g.stateDir()
 	if err != nil {
+		return nil, err
+	}
+	if err := cache.CheckVersion(root); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(root, 0o711); err != nil {
