@@ -216,8 +216,12 @@ with --dry-run it is only told. The exit code is 1 if there was anything.`,
 				for _, p := range problems {
 					fmt.Fprintln(g.stdout, p)
 				}
-				if len(problems) > 0 {
-					fmt.Fprintf(g.stdout, "%d problems\n", len(problems))
+				if n := len(problems); n > 0 {
+					word := "problems"
+					if n == 1 {
+						word = "problem"
+					}
+					fmt.Fprintln(g.stdout, n, word)
 					return exitStatus(exitFailure)
 				}
 				fmt.Fprintln(g.stdout, "no problems")

@@ -105,8 +105,12 @@ func (b *Builder) Sweep(ctx context.Context) error {
 		return b.Store.Alive(lease)
 	}
 	b.Images.Sweep()
+	err := b.Store.Sweep(ctx)
+	if os.Geteuid() != 0 {
+		return err // whose processes had neither steps nor networks
+	}
 	return errors.Join(
-		b.Store.Sweep(ctx),
+		err,
 		sandbox.Sweep(b.Store.Group(), alive),
 		sandbox.NewOCI("", bundles(b.Store.Dir())).Sweep(alive),
 		b.host.Networks.Sweep(ctx),
