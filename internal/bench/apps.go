@@ -156,17 +156,19 @@ func (b *bench) nodeApp(ctx context.Context, dir string, _ int) error {
 	return write(dir, ".dockerignore", "node_modules\n")
 }
 
+const npmCommand = "npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier"
+
 func nodeDockerfile(base, serial string, _ int) string {
 	return fmt.Sprintf(`FROM %s
 ENV SERIAL=%s
 WORKDIR /app
 COPY package*.json ./
-RUN npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier
+RUN %s
 COPY . .
 ENV NODE_ENV=production
 EXPOSE 3000
 CMD ["node","server.js"]
-`, base, serial)
+`, base, serial, npmCommand)
 }
 
 // goApp writes w8g's context.
@@ -195,6 +197,11 @@ func (b *bench) goApp(ctx context.Context, dir string, _ int) error {
 	return write(dir, "goproxy", m.url+"/go\n")
 }
 
+const (
+	goDownload = "GOPROXY=$(cat goproxy) go mod download"
+	goBuild    = "CGO_ENABLED=0 GOFLAGS=-buildvcs=false go build"
+)
+
 // goDockerfile has the serial in an ENV too: builders take steps with other
 // cache mounts for the same.
 func goDockerfile(base, serial string, _ int) string {
@@ -202,13 +209,13 @@ func goDockerfile(base, serial string, _ int) string {
 ENV SERIAL=%[2]s
 WORKDIR /src
 COPY go.mod go.sum goproxy ./
-RUN --mount=type=cache,id=mod-%[2]s,target=/go/pkg/mod GOPROXY=$(cat goproxy) go mod download
+RUN --mount=type=cache,id=mod-%[2]s,target=/go/pkg/mod %[3]s
 COPY . .
-RUN --mount=type=cache,id=mod-%[2]s,target=/go/pkg/mod --mount=type=cache,id=build-%[2]s,target=/root/.cache/go-build CGO_ENABLED=0 GOFLAGS=-buildvcs=false go build -o /app .
+RUN --mount=type=cache,id=mod-%[2]s,target=/go/pkg/mod --mount=type=cache,id=build-%[2]s,target=/root/.cache/go-build %[4]s -o /app .
 FROM scratch
 COPY --from=build /app /app
 ENTRYPOINT ["/app"]
-`, base, serial)
+`, base, serial, goDownload, goBuild)
 }
 
 // copyApp writes an application's files, whose names may have ".txt" added: a

@@ -132,7 +132,7 @@ func mountsBelow(mounts, dir string) []string {
 func (b *bench) workload(ctx context.Context, w workload) (_ Result, err error) {
 	result := Result{Name: w.name, Title: w.title}
 	those := slices.DeleteFunc(slices.Clone(b.found), func(is builder) bool {
-		return is.onlyRuns && !w.runs || is.argv(job{out: w.out}) == nil
+		return is.onlyRuns && !w.runs || is.argv(job{out: w.out, alone: w.alone}) == nil
 	})
 	dir := filepath.Join(b.dir, "contexts", fileName(w.name))
 	defer func() { err = errors.Join(err, b.tidy(context.WithoutCancel(ctx), w, dir, those)) }()
@@ -315,7 +315,7 @@ func (b *bench) timed(ctx context.Context, w workload, is builder, contexts []st
 	var pushed []string
 	for i, dir := range contexts {
 		name := fmt.Sprintf("%s-%d", fileName(w.name), i)
-		j := job{context: dir, tag: "bench/" + name, out: w.out, noCache: w.noCache, dest: filepath.Join(b.dir, "out.tar")}
+		j := job{context: dir, tag: "bench/" + name, out: w.out, noCache: w.noCache, alone: w.alone, dest: filepath.Join(b.dir, "out.tar")}
 		if w.out.pushes() {
 			j.tag = fmt.Sprintf("bench/%s-%d", name, b.runs) // a repository that has no layers yet
 			pushed = append(pushed, j.tag)
@@ -326,7 +326,7 @@ func (b *bench) timed(ctx context.Context, w workload, is builder, contexts []st
 		if err := os.Remove(j.dest); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return Sample{}, err
 		}
-		if is.release != nil && w.out != nothing && !slices.Contains(b.made[is.name], j) {
+		if is.release != nil && w.out != nothing && !slices.ContainsFunc(b.made[is.name], func(o job) bool { return o.tag == j.tag }) {
 			b.made[is.name] = append(b.made[is.name], j)
 		}
 		o.Builds = append(o.Builds, command{Steps: is.argv(j), Env: is.env, Log: filepath.Join(b.dir, "logs", fmt.Sprintf("%s-%s", is.name, name))})

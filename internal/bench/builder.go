@@ -32,7 +32,12 @@ type job struct {
 	dest    string // of ociTar
 	noCache bool
 	profile string // where build leaves a CPU profile; "": nowhere
+	alone   work
 }
+
+// work is a command that does in the new directory dest what the steps of a build
+// of the context do; nil where that would say nothing.
+type work func(context, dest string) []string
 
 // builder is a program that builds, in one way of using it.
 type builder struct {
@@ -63,8 +68,8 @@ func (b *bench) builders(ctx context.Context) (found []builder, missing []string
 	if b.options.builders != "" {
 		names := strings.Split(b.options.builders, ",")
 		for _, n := range names {
-			if !slices.Contains([]string{"build", "buildkit", "buildah", "docker"}, n) {
-				return nil, nil, fmt.Errorf("no builder %q: want build, buildkit, buildah or docker", n)
+			if !slices.Contains([]string{"build", "buildkit", "buildah", "docker", "alone"}, n) {
+				return nil, nil, fmt.Errorf("no builder %q: want build, buildkit, buildah, docker or alone", n)
 			}
 		}
 		wanted = func(name string) bool { return slices.Contains(names, name) }
@@ -84,6 +89,9 @@ func (b *bench) builders(ctx context.Context) (found []builder, missing []string
 			missing = append(missing, peer.name+": "+err.Error())
 		}
 		found = append(found, those...)
+	}
+	if wanted("alone") {
+		found = append(found, b.alone())
 	}
 	if len(found) == 0 {
 		return nil, nil, fmt.Errorf("no builder to measure: %s", strings.Join(missing, "; "))

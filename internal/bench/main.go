@@ -30,6 +30,13 @@ func main() {
 	if os.Getenv(stopwatchVariable) != "" {
 		os.Exit(stopwatch(os.Stdin, os.Stdout))
 	}
+	if len(os.Args) == 4 && os.Args[1] == copyCommand {
+		if err := limits.CopyTree(os.Args[2], os.Args[3]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx); err != nil {
@@ -62,7 +69,7 @@ func parseFlags(args []string) (options, error) {
 	o := options{sizes: map[string][]int{}, versions: map[string]string{}}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&o.workloads, "w", "", "the `workloads` to run, with commas (default: all)")
-	f.StringVar(&o.builders, "builders", "", "the `builders` to compare, with commas: build, buildkit, buildah, docker (default: all that are here)")
+	f.StringVar(&o.builders, "builders", "", "the `builders` to compare, with commas: build, buildkit, buildah, docker, alone (default: all that are here)")
 	f.IntVar(&o.rounds, "n", 0, "`rounds`: in each, every builder has its turn (default 5; of curves 3)")
 	f.StringVar(&o.out, "out", "", "write results to this `directory`")
 	f.StringVar(&o.scratch, "root", "", "a `directory` to work in, on the file system to measure: 35 GB (default: a temporary one)")
@@ -71,7 +78,7 @@ func parseFlags(args []string) (options, error) {
 	f.StringVar(&o.profile, "profile", "", "write where build's own time went to this `file`: profiling disturbs what is measured")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "how long one build may take")
 	f.BoolVar(&o.limits, "limits", true, "measure what the machine can do as well")
-	f.BoolVar(&o.scale, "scale", false, "measure curves of build alone, or of -builders; -w names curves")
+	f.BoolVar(&o.scale, "scale", false, "measure curves of build by itself, or of -builders; -w names curves")
 	f.Func("sizes", "sizes of a curve, as `CURVE=N,N,…` (repeatable)", func(v string) error {
 		name, sizes, err := parseSizes(v)
 		o.sizes[name] = sizes

@@ -21,6 +21,8 @@ type workload struct {
 	files      func(ctx context.Context, dir string, i int) error // writes the rest of the context
 	change     func(dir string, serial string) error              // changes it before each run
 
+	alone work // what of it is no builder's
+
 	// image, where it is set, stands for base.
 	image func(ctx context.Context, serial string) (string, error)
 
@@ -75,6 +77,7 @@ func (b *bench) workloads() []workload {
 	}
 	const cold, edited, same = "base image here, nothing else", "a line edited", "nothing to do"
 	named := func(name string, w workload) workload { w.name = name; return w }
+	onlyCopies := func(w workload) workload { w.alone = copyAlone; return w }
 	return []workload{
 		{name: "w1s", title: "nothing to do: 3 steps, one file", base: "busybox", runs: true, primed: primeSame,
 			files:      func(_ context.Context, dir string, _ int) error { return write(dir, "a.txt", "hello\n") },
@@ -87,20 +90,20 @@ func (b *bench) workloads() []workload {
 		{name: "w3", title: "50 RUN that do nothing, not cached", base: "busybox", runs: true, noCache: true,
 			dockerfile: from(numbered(50, func(i int) string { return fmt.Sprintf("RUN true %d", i) })...)},
 		{name: "w4", title: "8 stages of sleep 1, not cached", base: "busybox", runs: true, noCache: true, dockerfile: eightStages},
-		named("w5a", large(nothing, "no name")),
+		named("w5a", onlyCopies(large(nothing, "no name"))),
 		named("w5a+t", large(tagged, "with a name")),
 		named("w5a+oci", large(ociTar, "as an OCI archive")),
-		named("w5b", small(nothing, "no name")),
+		named("w5b", onlyCopies(small(nothing, "no name"))),
 		named("w5b+oci", small(ociTar, "as an OCI archive")),
 		named("w6", push(pushGzip, true, "first push of 440 MB, built before, gzip")),
 		named("w6+zstd", push(pushZstd, true, "first push of 440 MB, built before, zstd")),
 		named("w6+build", push(pushGzip, false, "build and first push of 440 MB, gzip")),
 		{name: "w7", title: "cold pull of a base image, RUN true", base: "system", runs: true, newBase: true, primed: primeTool, dockerfile: from("RUN true")},
 		{name: "w7b", title: "cold pull of two large layers, RUN true", base: "golang", runs: true, newBase: true, primed: primeTool, dockerfile: from("RUN true")},
-		node("cold", workload{title: cold, fresh: true}),
+		node("cold", workload{title: cold, fresh: true, alone: inCopy(npmCommand + " --cache DEST/cache")}),
 		node("edit", workload{title: edited, primed: primeSame, change: edit("server.js", "send('")}),
 		node("noop", workload{title: same, primed: primeSame}),
-		golang("cold", workload{title: cold, fresh: true}),
+		golang("cold", workload{title: cold, fresh: true, alone: inCopy("export GOMODCACHE=DEST/modules GOCACHE=DEST/cache GOTOOLCHAIN=local GOWORK=off; " + goDownload + " && " + goBuild + " -o DEST/app.out .")}),
 		golang("edit", workload{title: edited, primed: primeSame, change: edit("main.go", `version = "`)}),
 		golang("noop", workload{title: same, primed: primeSame}),
 		named("w9", severalBuilds(8)),

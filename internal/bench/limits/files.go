@@ -91,6 +91,44 @@ func copyTo(f *os.File, to string, size int64) error {
 	return g.Close()
 }
 
+// CopyTree copies the directories and regular files below from to the new
+// directory to, files as inParallel has them: what a machine can do at best.
+func CopyTree(from, to string) error {
+	var files []string
+	err := filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(from, path)
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir():
+			return os.MkdirAll(filepath.Join(to, name), 0o755)
+		case d.Type().IsRegular():
+			files = append(files, name)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return inParallel(len(files), func(i int) error { return copyWhole(filepath.Join(from, files[i]), filepath.Join(to, files[i])) })
+}
+
+func copyWhole(from, to string) error {
+	f, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return copyTo(f, to, fi.Size())
+}
+
 // copySmall copies 50,000 files of 4 KiB, and makes hard links to them.
 func copySmall(ctx context.Context, dir string) ([]Limit, error) {
 	const dirs, per = 500, 100
