@@ -346,13 +346,9 @@ func (x *execution) mounts(ctx context.Context, s *sandbox.Spec) error {
 
 // bind mounts another tree, or something in it. What is written to it is lost.
 func (x *execution) bind(ctx context.Context, s *sandbox.Spec, m llb.Mount) error {
-	r := x.in[m.Input]
-	if r.Local != nil {
-		l, err := x.contextLayer(ctx, *r.Local)
-		if err != nil {
-			return err
-		}
-		r = l
+	r, err := x.mounted(ctx, m)
+	if err != nil {
+		return err
 	}
 	snap, err := x.Store.View(ctx, r.Layers)
 	if err != nil {
@@ -383,6 +379,15 @@ func (x *execution) bind(ctx context.Context, s *sandbox.Spec, m llb.Mount) erro
 	}
 	s.Mounts = append(s.Mounts, root)
 	return nil
+}
+
+// mounted is the input that the mount m is of, in layers.
+func (x *execution) mounted(ctx context.Context, m llb.Mount) (Result, error) {
+	r := x.in[m.Input]
+	if r.Local != nil {
+		return x.contextLayer(ctx, *r.Local)
+	}
+	return r, nil
 }
 
 // contextLayer is the selected files of a context as a layer, for a process to
@@ -535,7 +540,11 @@ func (x *execution) beginsWithFile(ctx context.Context, m llb.Mount) (bool, erro
 // cacheSource is what the cache mount m begins with, and the tree that has it, to be
 // closed.
 func (x *execution) cacheSource(ctx context.Context, m llb.Mount) (*chainView, tree.Entry, error) {
-	from, err := x.view(ctx, x.n, x.in[m.Input])
+	r, err := x.mounted(ctx, m)
+	if err != nil {
+		return nil, tree.Entry{}, err
+	}
+	from, err := x.view(ctx, x.n, r)
 	if err != nil {
 		return nil, tree.Entry{}, err
 	}

@@ -307,6 +307,41 @@ func TestBindOfAContext(t *testing.T) {
 	}
 }
 
+// A cache mount that begins with what a context has begins anew where that changed.
+func TestCacheMountOfAContext(t *testing.T) {
+	r := newRig(t)
+	r.write("d/f", "1")
+	var dirs []string
+	r.box.do = func(_ context.Context, s sandbox.Spec) error {
+		dirs = append(dirs, mountAt(s, "/c").Source)
+		return nil
+	}
+	mounted := func(arg string) string {
+		n := run(scratch, llb.Exec{Args: []string{arg}, Mounts: []llb.Mount{{Type: llb.MountCache, Target: "/c", CacheID: "a", Input: 1, Source: "/d"}}},
+			contextOf(llb.Copy{Sources: []string{"/d"}}))
+		r.mustBuild(n)
+		dir := dirs[len(dirs)-1]
+		b, err := os.ReadFile(filepath.Join(dir, "f"))
+		if err != nil {
+			t.Error(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "f"), append(b, '+'), 0o644); err != nil {
+			t.Error(err)
+		}
+		return string(b)
+	}
+	if got := mounted("first"); got != "1" {
+		t.Errorf("it begins with %q, want what the context has", got)
+	}
+	if got := mounted("second"); got != "1+" {
+		t.Errorf("another step has %q, want what the first one left", got)
+	}
+	r.write("d/f", "2")
+	if got := mounted("third"); got != "2" {
+		t.Errorf("after a change it begins with %q, want what the context has", got)
+	}
+}
+
 func TestCacheMounts(t *testing.T) {
 	r := newRig(t)
 	from := llb.New(llb.File{Actions: []llb.Action{

@@ -41,9 +41,12 @@ type Result struct {
 // Inexact implements solver.Inexact.
 func (r Result) Inexact() bool { return r.Torn }
 
-// Content is the digest of the tree, by that of each layer. It leaves out
-// modification times.
+// Content is the digest of the tree, by that of each layer, or that of the
+// context. It leaves out modification times.
 func (r Result) Content() oci.Digest {
+	if r.Local != nil {
+		return r.Local.Digest
+	}
 	h := blake3.New()
 	for _, l := range r.Layers {
 		h.WriteString(string(l.Content))

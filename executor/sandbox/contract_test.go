@@ -249,3 +249,23 @@ func TestHostileLinks(t *testing.T) {
 		}
 	})
 }
+
+// TestAnyBytes: arguments and variables are bytes to a process.
+func TestAnyBytes(t *testing.T) {
+	need(t, "busybox")
+	for _, warm := range []bool{false, true} {
+		sb := sandbox.Sandbox(sandbox.NewNative(sandbox.NativeOptions{}))
+		if warm {
+			w := warmed{sandbox.NewNative(sandbox.NativeOptions{})}
+			defer w.Close()
+			sb = w
+		}
+		s := newSpec(t, "")
+		s.Args = []string{"sh", "-c", `printf %s "$KEY$1" | od -An -tx1`, "sh", "\x80\xc3("}
+		s.Env = append(s.Env, "KEY=\xff\xfe")
+		out, code, err := run(t, sb, s)
+		if want := " ff fe 80 c3 28\n"; out != want || code != 0 {
+			t.Errorf("warmed %t: the process was given %q, code %d (%v), want %q", warm, out, code, err, want)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"encoding/base64"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -193,10 +194,15 @@ func (h *host) lastChallenge() *transport.Challenge {
 	return h.challenge
 }
 
+// setChallenge keeps c for requests to come, but for its scope: they may be about
+// something else.
 func (h *host) setChallenge(c *transport.Challenge) {
+	kept := *c
+	kept.Parameters = maps.Clone(c.Parameters)
+	delete(kept.Parameters, "scope")
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.challenge = c
+	h.challenge = &kept
 }
 
 // parseChallenges reads the values of WWW-Authenticate headers: RFC 9110,

@@ -32,12 +32,14 @@ type tokens struct {
 	password string
 	refresh  string // the identity token that is taken
 	uses     int
+	scoped   bool // challenges say what is wanted
 	h        http.Handler
 
 	mu     sync.Mutex
 	next   int
 	good   map[string]int // requests left
 	scopes map[string]bool
+	asked  [][]string // scopes, by request for a token
 }
 
 func (s *tokens) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -55,7 +57,11 @@ func (s *tokens) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if realm == "" {
 			realm = "http://" + r.Host + "/token"
 		}
-		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s",service="test"`, realm))
+		challenge := fmt.Sprintf(`Bearer realm="%s",service="test"`, realm)
+		if name, _, ok := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/manifests/"); ok && s.scoped {
+			challenge += `,scope="repository:` + name + `:pull"`
+		}
+		w.Header().Set("WWW-Authenticate", challenge)
 		w.WriteHeader(http.StatusUnauthorized)
 		fmt.Fprint(w, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`)
 		return
@@ -75,9 +81,11 @@ func (s *tokens) issue(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, scope := range append(r.Form["scope"], r.URL.Query()["scope"]...) {
+	scopes := append(r.Form["scope"], r.URL.Query()["scope"]...)
+	for _, scope := range scopes {
 		s.scopes[scope] = true
 	}
+	s.asked = append(s.asked, scopes)
 	s.next++
 	token := fmt.Sprintf("token-%d", s.next)
 	s.good[token] = s.uses
@@ -134,6 +142,23 @@ func TestTokens(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestTokenScopes: what one repository was asked for is not asked for with the next
+// one's, whose token might be denied for it.
+func TestTokenScopes(t *testing.T) {
+	s := &tokens{uses: 1000, scoped: true}
+	host := newTokens(t, s)
+	c := newClient(Options{})
+	for _, name := range []string{"first/app", "second/app"} {
+		if _, _, err := c.Manifest(t.Context(), ref(t, host+"/"+name+":v1")); !errors.Is(err, ErrNotFound) {
+			t.Errorf("Manifest of %s = %v, want %v", name, err, ErrNotFound)
+		}
+	}
+	want := [][]string{{"repository:first/app:pull"}, {"repository:second/app:pull"}}
+	if !reflect.DeepEqual(s.asked, want) {
+		t.Errorf("tokens were asked for with scopes %q, want %q", s.asked, want)
 	}
 }
 

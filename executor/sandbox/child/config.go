@@ -31,6 +31,32 @@ type Rlimit struct {
 	Soft, Hard uint64
 }
 
+// Strings are strings of any bytes, which JSON's are not: a secret in a variable is
+// seldom UTF-8.
+type Strings []string
+
+// MarshalJSON implements json.Marshaler.
+func (s Strings) MarshalJSON() ([]byte, error) {
+	all := make([][]byte, len(s))
+	for i, t := range s {
+		all[i] = []byte(t)
+	}
+	return json.Marshal(all)
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (s *Strings) UnmarshalJSON(data []byte) error {
+	var all [][]byte
+	if err := json.Unmarshal(data, &all); err != nil {
+		return err
+	}
+	*s = make(Strings, len(all))
+	for i, t := range all {
+		(*s)[i] = string(t)
+	}
+	return nil
+}
+
 // Config is what the parent tells its child, once, over the control socket.
 type Config struct {
 	// Run, for a child that prepares a root for an OCI runtime and starts it.
@@ -38,8 +64,8 @@ type Config struct {
 	// Target, for a child that joins a running sandbox: a process in it.
 	Target int `json:",omitempty"`
 
-	Args     []string
-	Env      []string
+	Args     Strings
+	Env      Strings
 	Dir      string
 	User     User
 	Terminal bool

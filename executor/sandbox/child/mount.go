@@ -134,10 +134,35 @@ func (a attributes) apply(fd int) error {
 	if a.set == 0 && a.clear == 0 {
 		return nil
 	}
-	if err := unix.Mount("", path, "", unix.MS_BIND|unix.MS_REMOUNT|a.mountFlags(), ""); err != nil {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil {
+		return fmt.Errorf("remount: statfs: %w", err)
+	}
+	if err := unix.Mount("", path, "", unix.MS_BIND|unix.MS_REMOUNT|a.remountFlags(st.Flags), ""); err != nil {
 		return fmt.Errorf("remount: %w", err)
 	}
 	return nil
+}
+
+// remountFlags is mountFlags for a mount that has those of statfs(2): a remount
+// drops all that it does not name. Where a is silent about times, so is mount(2),
+// which then leaves them as they are.
+func (a attributes) remountFlags(has int64) uintptr {
+	kept := a
+	for _, p := range [...]struct {
+		attr uint64
+		flag int64
+	}{
+		{unix.MOUNT_ATTR_RDONLY, unix.ST_RDONLY},
+		{unix.MOUNT_ATTR_NOSUID, unix.ST_NOSUID},
+		{unix.MOUNT_ATTR_NODEV, unix.ST_NODEV},
+		{unix.MOUNT_ATTR_NOEXEC, unix.ST_NOEXEC},
+	} {
+		if has&p.flag != 0 && a.clear&p.attr == 0 {
+			kept.set |= p.attr
+		}
+	}
+	return kept.mountFlags()
 }
 
 // setAttr sets and clears attributes of a mount.
