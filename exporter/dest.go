@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/861fb494/build/cache/image"
 )
 
@@ -47,22 +49,75 @@ func createFile(dest string, stdout io.Writer) (*file, error) {
 }
 
 // Check looks whether Dest can be written, which is worth knowing before a build
-// and not after it.
+// and not after it. It leaves nothing behind.
 func (out Output) Check() error {
 	a, err := out.attributes()
-	if err != nil || out.Dest == "" || out.Dest == "-" || out.Type == TypeLocal || !a.tar {
+	if err != nil || out.Dest == "" || out.Dest == "-" {
 		return err
 	}
-	st, err := os.Stat(out.Dest)
 	switch {
-	case err == nil && st.IsDir():
-		err = fmt.Errorf("%s is a directory; want a file", out.Dest)
-	case errors.Is(err, os.ErrNotExist):
-		// A link to what is not there yet is replaced by the file.
-		_, err = os.Stat(filepath.Dir(out.Dest))
+	case out.Type == TypeLocal:
+		err = CheckDir(out.Dest)
+	case a.tar:
+		err = CheckFile(out.Dest)
+	default:
+		if err = CheckDir(out.Dest); err == nil {
+			_, _, err = oldLayout(out.Dest)
+		}
 	}
 	if err != nil {
-		return fmt.Errorf("output type=%s: %w", out.Type, err)
+		return fmt.Errorf("output type=%s: write %s: %w", out.Type, out.Dest, err)
+	}
+	return nil
+}
+
+// CheckFile looks whether a file, which may be there, can be written at path.
+func CheckFile(path string) error {
+	switch st, err := os.Stat(path); {
+	case err == nil && st.IsDir():
+		return errors.New("it is a directory; want a file")
+	case err == nil && !st.Mode().IsRegular(): // to open a pipe would wait for its reader
+		return unix.Access(path, unix.W_OK)
+	case err != nil && !errors.Is(err, os.ErrNotExist):
+		return err
+	}
+	// A link to what is not there yet is replaced by the file.
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
+	dir := filepath.Dir(path)
+	if st, err := os.Stat(dir); err != nil {
+		return err
+	} else if !st.IsDir() {
+		return fmt.Errorf("%s is no directory", dir)
+	}
+	return writable(dir)
+}
+
+// CheckDir looks whether a directory can be made at path, or, where it is there,
+// written to.
+func CheckDir(path string) error {
+	for dir := filepath.Clean(path); ; dir = filepath.Dir(dir) {
+		st, err := os.Stat(dir)
+		switch {
+		case err == nil && !st.IsDir():
+			return fmt.Errorf("%s is no directory", dir)
+		case err == nil:
+			return writable(dir)
+		case !errors.Is(err, os.ErrNotExist) || dir == filepath.Dir(dir):
+			return err
+		}
+		if _, err := os.Lstat(dir); err == nil {
+			return fmt.Errorf("%s is a link to what is not there", dir)
+		}
+	}
+}
+
+// writable says why nothing can be made in a directory, for what access(2) knows
+// of: rights, and file systems that are read-only.
+func writable(dir string) error {
+	if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+		return &os.PathError{Op: "write to", Path: dir, Err: err}
 	}
 	return nil
 }

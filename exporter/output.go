@@ -119,6 +119,16 @@ func (out Output) Pushes() bool {
 	return err == nil && (out.Type == TypeRegistry || a.push || a.byDigest)
 }
 
+// Validate finds what makes no sense, whatever is built and wherever; tags are the
+// names that the build gives.
+func (out Output) Validate(tags []oci.Reference) error {
+	a, err := out.attributes()
+	if err == nil && (a.push || a.byDigest) && len(a.names)+len(tags) == 0 {
+		err = fmt.Errorf("output type=%s: the image has no name to push it to: give it one with --tag or name=", out.Type)
+	}
+	return err
+}
+
 // attributes checks the Output as a whole.
 func (out Output) attributes() (attributes, error) {
 	a := attributes{tar: true, manifestAnnotations: map[string]string{}, indexAnnotations: map[string]string{}}
@@ -176,7 +186,13 @@ func (out Output) attributes() (attributes, error) {
 		default:
 			return fail("%s is not known", name)
 		}
-		if err != nil {
+		var bad *strconv.NumError
+		switch {
+		case errors.As(err, &bad) && bad.Func == "ParseBool":
+			return fail("%s=%s: want true or false", name, value)
+		case errors.As(err, &bad):
+			return fail("%s=%s: want a number", name, value)
+		case err != nil:
 			return fail("%s=%s: %w", name, value, err)
 		}
 	}

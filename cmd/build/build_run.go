@@ -58,6 +58,13 @@ func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 			return err
 		}
 	}
+	if err := o.Output.prepare(); err != nil {
+		return err
+	}
+	keep, unbounded, err := keepStorage(os.Getenv("BUILD_KEEP_STORAGE"))
+	if err != nil {
+		return usagef("BUILD_KEEP_STORAGE: %w", err)
+	}
 	b, err := g.open(ctx, o.Driver, o.Steps.OCIRuntime)
 	if err != nil {
 		return err
@@ -99,20 +106,34 @@ func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 	if err := o.Output.print(g, res); err != nil {
 		return err
 	}
-	autoPrune(ctx, g, b)
+	if !unbounded {
+		autoPrune(ctx, g, b, keep)
+	}
 	return nil
 }
 
-// autoPrune keeps the state directory within its bound. What goes wrong with it
-// is no matter of the build that succeeded.
-func autoPrune(ctx context.Context, g *globals, b *builder.Builder) {
-	keep, off, err := keepStorage(os.Getenv("BUILD_KEEP_STORAGE"))
-	if err != nil {
-		fmt.Fprintln(g.stderr, "build: BUILD_KEEP_STORAGE:", err)
+// prepare finds files beside the image that cannot be written, and removes the ID of
+// the build before, which is no longer true should this one fail.
+func (o outputOptions) prepare() error {
+	for flag, path := range map[string]string{"iidfile": o.IIDFile, "metadata-file": o.MetadataFile} {
+		if path == "" {
+			continue
+		}
+		if err := exporter.CheckFile(path); err != nil {
+			return fmt.Errorf("--%s %s: %w", flag, path, err)
+		}
 	}
-	if off || err != nil {
-		return
+	if st, err := os.Stat(o.IIDFile); err == nil && st.Mode().IsRegular() {
+		if err := os.Remove(o.IIDFile); err != nil {
+			return fmt.Errorf("--iidfile: %w", err)
+		}
 	}
+	return nil
+}
+
+// autoPrune keeps the state directory within so many bytes, 0 for the default. What
+// goes wrong with it is no matter of the build that succeeded.
+func autoPrune(ctx context.Context, g *globals, b *builder.Builder, keep int64) {
 	pinned, err := g.pinned()
 	if err == nil {
 		var r builder.PruneResult
@@ -128,6 +149,9 @@ func autoPrune(ctx context.Context, g *globals, b *builder.Builder) {
 // failed prints what there is to say of a failed build, and returns an error
 // that says nothing more.
 func failed(w io.Writer, show display.Display, err error) error {
+	if bad := (*builder.RequestError)(nil); errors.As(err, &bad) {
+		return &usageError{err: err}
+	}
 	var b *builder.BuildError
 	if !errors.As(err, &b) || errors.Is(err, context.Canceled) {
 		return err

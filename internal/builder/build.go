@@ -119,7 +119,7 @@ func (b *Builder) Build(ctx context.Context, r Request) (*Response, error) {
 }
 
 func (j *job) run(ctx context.Context) error {
-	for _, phase := range []func(context.Context) error{j.offlineOnly, j.open, j.openLock, j.lower, j.permitted, j.pin, j.hintLock, j.openImports, j.expectCached, j.solveAgain} {
+	for _, phase := range []func(context.Context) error{j.sensible, j.open, j.openLock, j.lower, j.permitted, j.pin, j.hintLock, j.openImports, j.expectCached, j.solveAgain} {
 		if err := phase(ctx); err != nil {
 			return err
 		}

@@ -51,10 +51,6 @@ func (j *job) outputs() (*outputs, error) {
 		if w.Type == "cacheonly" {
 			continue
 		}
-		if err := w.Check(); err != nil {
-			o.close()
-			return nil, err
-		}
 		opts := exporter.Options{Store: j.Images, Temp: temp, Pool: j.compressors(), Sink: j.Sink, Step: exportStep, Names: j.Tags}
 		if needsRegistry(w) {
 			c, err := j.Registry()

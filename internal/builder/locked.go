@@ -12,7 +12,6 @@ import (
 
 	"github.com/containerd/platforms"
 
-	"github.com/861fb494/build/cache/remote"
 	"github.com/861fb494/build/executor/source"
 	"github.com/861fb494/build/internal/lockfile"
 	"github.com/861fb494/build/internal/oci"
@@ -272,24 +271,6 @@ func (j *job) hintLock(context.Context) error {
 			text = fmt.Sprintf("%s, and %d more, are not what %s has", other[0], n, name)
 		}
 		j.Sink.Emit(progress.Warning{Message: text + ": with --locked the build goes by it, 'build lock --update' brings it up to date"})
-	}
-	return nil
-}
-
-// offlineOnly fails for what an offline build is asked to send.
-func (j *job) offlineOnly(context.Context) error {
-	if !j.Offline {
-		return nil
-	}
-	for _, o := range j.Outputs {
-		if o.Pushes() {
-			return errors.New("--offline: pushing needs the network; leave one of them out")
-		}
-	}
-	for _, s := range j.CacheTo {
-		if s.Type != remote.TypeLocal && s.Type != remote.TypeInline {
-			return fmt.Errorf("--offline: --cache-to type=%s needs the network; leave one of them out", s.Type)
-		}
 	}
 	return nil
 }
