@@ -37,7 +37,7 @@ func NewDraft(dir string, perm os.FileMode) (*Draft, error) {
 	fd, err := unix.Open(dir, unix.O_WRONLY|unix.O_TMPFILE|unix.O_CLOEXEC, uint32(perm.Perm()))
 	switch {
 	case err == nil:
-		return &Draft{File: os.NewFile(uintptr(fd), filepath.Join(dir, "(draft)")), dir: dir}, nil
+		return &Draft{File: os.NewFile(uintptr(fd), dir), dir: dir}, nil
 	case !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EINVAL):
 		return nil, &os.PathError{Op: "create a file in", Path: dir, Err: err}
 	}

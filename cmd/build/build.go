@@ -106,8 +106,9 @@ func newBuildCommand(g *globals) *cobra.Command {
 		Short: "Build an image from a Dockerfile",
 		Long: `Build an image from a Dockerfile, without a daemon.
 
-CONTEXT is a directory, and its Dockerfile the one named Dockerfile unless
---file names another. A directory called like a command is written ./NAME.`,
+CONTEXT is a directory, a tar archive's or a git repository's URL, or - for a tar
+archive or a Dockerfile on standard input. Its Dockerfile is the one named Dockerfile
+unless --file names another. A directory called like a command is written ./NAME.`,
 		Example: `  build -t web .
   build -f docker/Dockerfile --target test --build-arg VERSION=3 .
   build -t registry.example/web --push .
@@ -116,6 +117,8 @@ CONTEXT is a directory, and its Dockerfile the one named Dockerfile unless
 			switch {
 			case len(args) == 1:
 				return nil
+			case len(args) == 2 && args[0] == "help":
+				return fmt.Errorf("there is no command %q; 'build --help' lists them", args[1])
 			case len(args) > 1 && slices.ContainsFunc(commands(), func(c command) bool { return c.name == args[0] }):
 				return fmt.Errorf("build needs one CONTEXT; for the command %s write it before these flags: build %[1]s [flags]", args[0])
 			}

@@ -13,7 +13,7 @@ func newExecCommand(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "exec [flags] CONTAINER COMMAND [ARG...]",
 		Short: "Run a further command in a running container",
-		Args:  cobra.MinimumNArgs(2),
+		Args:  arguments,
 		RunE: func(c *cobra.Command, args []string) error {
 			o.Args, o.Env = args[1:], hostEnv(env)
 			cs, err := g.containers()

@@ -27,7 +27,7 @@ func newHistoryCommand(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "history [flags] IMAGE",
 		Short: "Show the steps that an image was made by",
-		Args:  cobra.ExactArgs(1),
+		Args:  arguments,
 		RunE: func(_ *cobra.Command, args []string) error {
 			p, s, err := g.printing(format)
 			if err != nil {

@@ -59,7 +59,7 @@ func newImagesCommand(g *globals) *cobra.Command {
 
 REPOSITORY may have wildcards: "team/*". SIZE is that of an image's layers as
 they are kept: of those built here uncompressed, of those pulled compressed.`,
-		Args: cobra.MaximumNArgs(1),
+		Args: arguments,
 		RunE: func(c *cobra.Command, args []string) error {
 			p, s, err := g.printing(format)
 			if err != nil {

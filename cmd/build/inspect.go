@@ -38,7 +38,7 @@ func newInspectCommand(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "inspect [flags] IMAGE...",
 		Short: "Show all that is known of images, as JSON",
-		Args:  cobra.MinimumNArgs(1),
+		Args:  arguments,
 		RunE: func(_ *cobra.Command, args []string) error {
 			p, s, err := g.printing(format)
 			if err != nil {

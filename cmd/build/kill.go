@@ -12,7 +12,7 @@ func newKillCommand(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "kill [flags] CONTAINER...",
 		Short: "Send containers a signal",
-		Args:  cobra.MinimumNArgs(1),
+		Args:  arguments,
 		RunE: func(c *cobra.Command, args []string) error {
 			sig, err := signal.ParseSignal(name)
 			if err != nil {

@@ -21,7 +21,7 @@ func newLoadCommand(g *globals) *cobra.Command {
 		Long: `Read the images in an OCI layout, a directory or a tar, or in a Docker archive
 (docker save). A tar may be compressed. What is in it is verified, and names are
 given once all of it is here.`,
-		Args: cobra.NoArgs,
+		Args: arguments,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if f, ok := g.stdin.(*os.File); ok && input == "-" && term.IsTerminal(int(f.Fd())) {
 				return usagef("standard input is a terminal: name an archive with --input")

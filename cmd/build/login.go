@@ -32,7 +32,7 @@ The credentials are tried and then stored where docker login stores them: in the
 credential helper that Docker's config.json names, else in config.json itself.`,
 		Example: `  build login registry.example
   build login -u ann --password-stdin registry.example < token`,
-		Args: cobra.MaximumNArgs(1),
+		Args: arguments,
 		RunE: func(c *cobra.Command, args []string) error {
 			return l.run(c.Context(), g, strings.Join(args, ""), c.Flags().Changed("password"))
 		},

@@ -16,7 +16,7 @@ func newLogoutCommand(g *globals) *cobra.Command {
 		Short: "Log out from a registry",
 		Long: `Remove the credentials for a registry, docker.io or the one that is named, from
 where login stored them.`,
-		Args: cobra.MaximumNArgs(1),
+		Args: arguments,
 		RunE: func(c *cobra.Command, args []string) error {
 			host, err := registry.ParseHost(strings.Join(args, ""))
 			if err != nil {

@@ -15,7 +15,7 @@ func newLogsCommand(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "logs [flags] CONTAINER",
 		Short: "Print what a container has written",
-		Args:  cobra.ExactArgs(1),
+		Args:  arguments,
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := parseTail(tail, &o); err != nil {
 				return err

@@ -58,7 +58,7 @@ and cache mounts go too that have not been used for a day.`,
 		Example: `  build prune --keep 20GB
   build prune --older-than 168h
   build prune --all --filter type=mount`,
-		Args: cobra.NoArgs,
+		Args: arguments,
 		RunE: func(c *cobra.Command, _ []string) error {
 			var err error
 			if keep != "" {
@@ -131,7 +131,7 @@ func newDuCommand(g *globals) *cobra.Command {
 		Long: `Say what takes room in the state directory, by kind; how much of it serves
 several images, containers or steps; and how much 'build prune --all' could free.
 The sum is that of du(1).`,
-		Args: cobra.NoArgs,
+		Args: arguments,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if format != "text" && format != "json" {
 				return usagef("--format %q: want text or json", format)
@@ -202,7 +202,7 @@ func newFsckCommand(g *globals) *cobra.Command {
 records, layers whose files are not what they were, blobs that are not what their
 name says. What is damaged is dropped, and made or fetched anew when it is needed;
 with --dry-run it is only told. The exit code is 1 if there was anything.`,
-		Args: cobra.NoArgs,
+		Args: arguments,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return g.withBuilder(c.Context(), func(b *builder.Builder) error {
 				if err := b.Sweep(c.Context()); err != nil {

@@ -30,7 +30,7 @@ func newPsCommand(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "ps [flags]",
 		Short: "List containers",
-		Args:  cobra.NoArgs,
+		Args:  arguments,
 		RunE: func(*cobra.Command, []string) error {
 			p, err := newPrinter(format)
 			if err != nil {

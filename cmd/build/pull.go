@@ -29,7 +29,7 @@ func newPullCommand(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "pull [flags] IMAGE",
 		Short: "Download an image",
-		Args:  cobra.ExactArgs(1),
+		Args:  arguments,
 		RunE: func(c *cobra.Command, args []string) error {
 			ref, err := oci.ParseReference(args[0])
 			if err != nil {

@@ -23,7 +23,7 @@ Layers built here are compressed, and layers that the registry has are not
 sent. Pulled layers go out as they came.`,
 		Example: `  build push registry.example/web
   build push web registry.example/team/web:1.2`,
-		Args: cobra.RangeArgs(1, 2),
+		Args: arguments,
 		RunE: func(c *cobra.Command, args []string) error {
 			return g.withBuilder(c.Context(), func(b *builder.Builder) error {
 				found, err := b.Images.Lookup(args[0])

@@ -11,7 +11,7 @@ func newRmCommand(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "rm [flags] CONTAINER...",
 		Short: "Remove containers",
-		Args:  cobra.MinimumNArgs(1),
+		Args:  arguments,
 		RunE: func(c *cobra.Command, args []string) error {
 			return g.withBuilder(c.Context(), func(b *builder.Builder) error {
 				cs, err := g.runnable(b)

@@ -26,7 +26,7 @@ func newRmiCommand(g *globals) *cobra.Command {
 
 An ID stands for the image with its name; with --force, with all its names.
 Cached steps stay.`,
-		Args: cobra.MinimumNArgs(1),
+		Args: arguments,
 		RunE: func(c *cobra.Command, args []string) error {
 			s, err := g.images()
 			if err != nil {

@@ -92,10 +92,10 @@ func newRoot(g *globals, name string) *cobra.Command {
 	return root
 }
 
-// split finds the command's name in args, and the arguments for newRoot's tree. Only global options may come
-// before it; where the first word is no command's name, or another option
-// comes first, the whole line is for the build command. "help push" becomes
-// "push --help".
+// split finds the command's name in args, and the arguments for newRoot's tree. Only
+// global options may come before it; where the first word is no command's name, or
+// another option comes first, the whole line is for the build command. "help push"
+// becomes "push --help".
 func split(args []string) (name string, rest []string) {
 	i := firstWord(args)
 	if i < 0 {
@@ -104,6 +104,9 @@ func split(args []string) (name string, rest []string) {
 	rest = append(append([]string{}, args[:i]...), args[i+1:]...)
 	switch word := args[i]; {
 	case word == "help":
+		if i := firstWord(rest); i >= 0 && !strings.HasPrefix(rest[i], "-") && lookup(rest[i]) == nil {
+			break // the build command's arguments tell of it
+		}
 		name, rest = split(rest)
 		return name, append(rest, "--help")
 	case word == "build":

@@ -29,7 +29,7 @@ stops it by its stop signal; a second one kills it.`,
   build run -it --rm -v .:/src -w /src golang sh
   build run -d --name web -p 8080:80 nginx`,
 		Args: func(c *cobra.Command, args []string) error {
-			return g.cannotRun(cobra.MinimumNArgs(1)(c, args))
+			return g.cannotRun(arguments(c, args))
 		},
 		RunE: func(c *cobra.Command, args []string) error {
 			if o.shim {

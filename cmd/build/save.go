@@ -30,7 +30,7 @@ one that is there is added to.`,
 		Example: `  build save -o layout web           # skopeo copy oci:layout …
   build save -o web.tar web          # docker load -i web.tar
   build save web | ssh host docker load`,
-		Args: cobra.MinimumNArgs(1),
+		Args: arguments,
 		RunE: func(c *cobra.Command, args []string) error {
 			out, err := saveOutput(output, format)
 			if err != nil {

@@ -13,7 +13,7 @@ func newStopCommand(g *globals) *cobra.Command {
 		Short: "Stop containers",
 		Long: `Stop containers: send them their stop signal, SIGTERM unless their image names
 another, and SIGKILL to those that still run after a while.`,
-		Args: cobra.MinimumNArgs(1),
+		Args: arguments,
 	}
 	c.Flags().IntVarP(&seconds, "time", "t", 0, "`seconds` before SIGKILL (default: the container's, else 10)")
 	c.RunE = func(c *cobra.Command, args []string) error {

@@ -19,7 +19,7 @@ func newTagCommand(g *globals) *cobra.Command {
 
 IMAGE is a name, an ID or the beginning of one. It may also be what a build
 without --tag printed.`,
-		Args: cobra.MinimumNArgs(2),
+		Args: arguments,
 		RunE: func(c *cobra.Command, args []string) error {
 			names, err := parseNames(args[1:])
 			if err != nil {

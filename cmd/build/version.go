@@ -52,7 +52,7 @@ func newVersionCommand(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "version [flags]",
 		Short: "Print the version",
-		Args:  cobra.NoArgs,
+		Args:  arguments,
 		RunE: func(*cobra.Command, []string) error {
 			v := readVersion()
 			switch {

@@ -8,7 +8,7 @@ func newWaitCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use:   "wait [flags] CONTAINER...",
 		Short: "Wait for containers to end and print their exit codes",
-		Args:  cobra.MinimumNArgs(1),
+		Args:  arguments,
 		RunE: func(c *cobra.Command, args []string) error {
 			cs, err := g.containers()
 			if err != nil {

@@ -3,6 +3,7 @@ package builder
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/internal/progress"
@@ -24,15 +25,17 @@ type BuildError struct {
 
 // Error is one line: the place, the step, what happened.
 func (e *BuildError) Error() string {
-	switch {
-	case e.Position != "" && e.Name != "":
-		return fmt.Sprintf("%s: %s: %v", e.Position, e.Name, e.Err)
-	case e.Position != "":
-		return fmt.Sprintf("%s: %v", e.Position, e.Err)
-	case e.Name != "":
-		return fmt.Sprintf("%s: %v", e.Name, e.Err)
+	text := e.Err.Error()
+	if e.Name != "" {
+		// "[internal] download URL" and an error that begins with "download URL: "
+		// say it once.
+		_, words, _ := strings.Cut(e.Name, " ")
+		text = e.Name + ": " + strings.TrimPrefix(text, words+": ")
 	}
-	return e.Err.Error()
+	if e.Position != "" {
+		text = e.Position + ": " + text
+	}
+	return text
 }
 
 func (e *BuildError) Unwrap() error { return e.Err }
