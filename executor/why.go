@@ -32,6 +32,26 @@ const (
 	partContext     = "context of " // and a part of files, which are the main context's
 )
 
+// surroundings are what a RUN has beside command, variables and mounts. A part is
+// there for what differs from unset.
+var surroundings = []struct {
+	name, unset string
+	of          func(llb.Exec) any
+}{
+	{"the user", "", func(e llb.Exec) any { return e.User }},
+	{"the working directory", "", func(e llb.Exec) any { return e.Dir }},
+	{"the network", "", func(e llb.Exec) any { return e.Network }},
+	{"the security mode", "", func(e llb.Exec) any { return e.Security }},
+	{"the host name", "", func(e llb.Exec) any { return e.Hostname }},
+	{"the list of hosts", "[]", func(e llb.Exec) any { return e.Hosts }},
+	{"the list of devices", "[]", func(e llb.Exec) any { return e.Devices }},
+	{"the list of ulimits", "[]", func(e llb.Exec) any { return e.Ulimits }},
+	{"the size of /dev/shm", "0", func(e llb.Exec) any { return e.ShmSize }},
+	{"the parent cgroup", "", func(e llb.Exec) any { return e.CgroupParent }},
+	{"the here-document", "[]", func(e llb.Exec) any { return e.Stdin }},
+	{"the time that the result is good for", "0", func(e llb.Exec) any { return e.TTL }},
+}
+
 // brief is a value as it is kept to be compared: nobody can read it off, since a
 // build argument may be more private than its author thought.
 func brief(v any) string {
@@ -70,9 +90,11 @@ func (w *Worker) describe(n *llb.Node) []solver.Part {
 			m.Input = 0 // an index says nothing
 			info("options of mount "+at, brief(m))
 		}
-		rest := op
-		rest.Args, rest.Env, rest.Mounts = nil, nil, nil
-		info("user, directory, network or limits", brief(rest))
+		for _, x := range surroundings {
+			if v := fmt.Sprint(x.of(op)); v != x.unset {
+				info(x.name, brief(v))
+			}
+		}
 	case llb.File:
 		info(partInstruction, brief(op.Actions))
 	}
@@ -173,6 +195,12 @@ func (c Records) difference(last *cache.Record, k solver.Key) string {
 			add("mount " + strings.TrimPrefix(p.Name, "options of mount ") + " differs")
 		case p.Info:
 			add(p.Name + " changed")
+		}
+	}
+	for _, x := range surroundings {
+		_, had := lookUp(last.Parts, x.name)
+		if had && solverPart(k.Parts, x.name) == "" {
+			add(x.name + " changed")
 		}
 	}
 	found = append(found, variables...)

@@ -104,11 +104,11 @@ func (p *process) handshake(conn *os.File, c *child.Config) error {
 	p.streams.closeChild()
 	r := &rightsReader{conn: conn}
 	defer r.close()
-	ready := false
+	ready, adopted := false, c.Target == 0
 	for {
 		kind, payload, err := child.ReadMessage(r)
 		switch {
-		case err == io.EOF && ready:
+		case err == io.EOF && ready && adopted:
 			p.streams.start(r.take())
 			return nil
 		case err != nil:
@@ -134,6 +134,7 @@ func (p *process) handshake(conn *os.File, c *child.Config) error {
 			if err := p.adopt(payload); err != nil {
 				return fmt.Errorf("start sandbox: %w", err)
 			}
+			adopted = true
 		case kind == child.MsgError:
 			return childError(payload)
 		}
@@ -170,6 +171,9 @@ func (p *process) adopt(payload []byte) error {
 	p.proc = proc
 	p.mu.Unlock()
 	_, _ = joiner.Wait() // it has done its work, however it ended
+	if p.ctx.Err() != nil {
+		p.kill() // what came before was for the child
+	}
 	return nil
 }
 
