@@ -1,12 +1,14 @@
 package executor
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/861fb494/build/llb"
 )
@@ -89,8 +91,12 @@ func (f *forwarder) stop() error {
 func (f *forwarder) accept() {
 	for {
 		in, err := f.listener.Accept()
-		if err != nil {
+		if errors.Is(err, net.ErrClosed) {
 			return
+		}
+		if err != nil { // too many open files, say
+			time.Sleep(10 * time.Millisecond)
+			continue
 		}
 		out, err := net.Dial("unix", f.agent)
 		if err != nil {

@@ -82,8 +82,11 @@ func New(dir string, o Options) (*Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	d.markers = unix.Mknod(filepath.Join(probe, "whiteout"), unix.S_IFCHR, 0) != nil
-	if err := os.RemoveAll(probe); err != nil {
+	switch err = unix.Mknod(filepath.Join(probe, "whiteout"), unix.S_IFCHR, 0); err {
+	case unix.EPERM, unix.EACCES, unix.EINVAL, unix.EOPNOTSUPP, unix.ENOSYS:
+		d.markers, err = true, nil
+	}
+	if err := errors.Join(err, os.RemoveAll(probe)); err != nil { // a full disk says nothing of whiteouts
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
 	return d, nil
