@@ -57,9 +57,9 @@ func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 		if err := needsRoot(); err != nil {
 			return err
 		}
-	}
-	if err := o.Output.prepare(); err != nil {
-		return err
+		if err := o.Output.prepare(); err != nil {
+			return err
+		}
 	}
 	keep, unbounded, err := keepStorage(os.Getenv("BUILD_KEEP_STORAGE"))
 	if err != nil {
@@ -115,12 +115,12 @@ func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 // prepare finds files beside the image that cannot be written, and removes the ID of
 // the build before, which is no longer true should this one fail.
 func (o outputOptions) prepare() error {
-	for flag, path := range map[string]string{"iidfile": o.IIDFile, "metadata-file": o.MetadataFile} {
-		if path == "" {
+	for _, f := range []struct{ flag, path string }{{"iidfile", o.IIDFile}, {"metadata-file", o.MetadataFile}} {
+		if f.path == "" {
 			continue
 		}
-		if err := exporter.CheckFile(path); err != nil {
-			return fmt.Errorf("--%s %s: %w", flag, path, err)
+		if err := exporter.CheckFile(f.path); err != nil {
+			return fmt.Errorf("--%s %s: %w", f.flag, f.path, err)
 		}
 	}
 	if st, err := os.Stat(o.IIDFile); err == nil && st.Mode().IsRegular() {
