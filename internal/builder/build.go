@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moby/buildkit/util/suggest"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/861fb494/build/cache/remote"
@@ -181,6 +183,7 @@ func (j *job) lower(ctx context.Context) error {
 		return err
 	}
 	j.knowFilter()
+	j.knowArgs()
 	platforms := j.Platforms
 	if len(platforms) == 0 {
 		platforms = []oci.Platform{{}}
@@ -233,6 +236,26 @@ func (j *job) knowFilter() {
 	for _, name := range j.Frontend.NoCacheFilter {
 		if !slices.ContainsFunc(list.Targets, func(t dockerfile.Target) bool { return strings.EqualFold(t.Name, name) }) {
 			j.Sink.Emit(progress.Warning{Message: fmt.Sprintf("--no-cache-filter: the Dockerfile has no stage named %q", name)})
+		}
+	}
+}
+
+// knowArgs warns of build arguments that no ARG declares but one nearly does. Others
+// may be for other Dockerfiles: files of arguments and CI give them to all.
+func (j *job) knowArgs() {
+	if len(j.Frontend.BuildArgs) == 0 || j.Call != "" {
+		return
+	}
+	declared, err := dockerfile.ListArgs(j.file)
+	if err != nil {
+		return // which lowering tells of
+	}
+	for _, name := range slices.Sorted(maps.Keys(j.Frontend.BuildArgs)) {
+		if slices.Contains(declared, name) {
+			continue
+		}
+		if meant, ok := suggest.Search(name, declared, true); ok && !hasKey(j.Frontend.BuildArgs, meant) {
+			j.Sink.Emit(progress.Warning{Message: fmt.Sprintf("--build-arg %s: the Dockerfile has no such ARG (did you mean %s?)", name, meant)})
 		}
 	}
 }

@@ -3,6 +3,8 @@ package dockerfile
 import (
 	"slices"
 
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+
 	"github.com/861fb494/build/llb"
 	"github.com/861fb494/build/parser"
 )
@@ -92,6 +94,33 @@ func ListTargets(f *parser.File) (Targets, error) {
 		})
 	}
 	return t, nil
+}
+
+// ListArgs names the arguments that f declares, in any stage or above them.
+func ListArgs(f *parser.File) ([]string, error) {
+	stages, meta, err := f.Instructions(nil)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	add := func(a *instructions.ArgCommand) {
+		for _, pair := range a.Args {
+			names = append(names, pair.Key)
+		}
+	}
+	for _, m := range meta {
+		if m.Arg != nil {
+			add(m.Arg)
+		}
+	}
+	for _, s := range stages {
+		for _, in := range s.Instructions {
+			if a, ok := in.Command.(*instructions.ArgCommand); ok {
+				add(a)
+			}
+		}
+	}
+	return names, nil
 }
 
 // Findings is what a check found.
