@@ -37,6 +37,8 @@ type Shelf struct {
 	mu   sync.Mutex
 	made map[string]*work // by ID, of this process
 
+	places places
+
 	ahead sync.Mutex
 	next  chan string // what Warm makes; nil: nothing
 
@@ -56,7 +58,7 @@ func New(dir string) (*Shelf, error) {
 		return nil, err
 	}
 	s := &Shelf{dir: dir, made: map[string]*work{}}
-	for _, sub := range []string{"layers", "work", "trash"} {
+	for _, sub := range []string{"layers", "work", "places", "trash"} {
 		// Others must not reach the setuid programs of images.
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, fmt.Errorf("open snapshots: %w", err)
@@ -65,6 +67,7 @@ func New(dir string) (*Shelf, error) {
 	// Another process may be deleting the same; and what neither can delete
 	// harms nobody.
 	_ = empty(s.bin())
+	s.sweepPlaces()
 	return s, nil
 }
 
@@ -216,6 +219,7 @@ func (s *Shelf) Wait() {
 	if at := s.takeNext(); at != "" {
 		os.Remove(at) // or the next to open the shelf does
 	}
+	s.places.clear()
 }
 
 // Rename is rename(2) that replaces nothing: an fs.ErrExist.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -164,9 +165,9 @@ func removeMounted(t *testing.T, dir string) {
 	}
 }
 
-// Directories of layers are made in the trash first where the filesystem
-// spreads them; a second maker, and one whose trash is emptied by another
-// process all the while, get theirs all the same.
+// Directories of layers are made in places first where the filesystem spreads them; a
+// second maker, and one while another process deletes what it takes for dead, get
+// theirs all the same.
 func TestSpread(t *testing.T) {
 	s := newShelf(t)
 	s.spread.Do(func() { s.spreadable = true }) // whatever the filesystem
@@ -183,6 +184,7 @@ func TestSpread(t *testing.T) {
 				return
 			default:
 				_ = empty(other.bin())
+				other.sweepPlaces()
 			}
 		}
 	}()
@@ -201,8 +203,51 @@ func TestSpread(t *testing.T) {
 	}
 	close(stop)
 	<-stopped
-	if left, err := os.ReadDir(s.bin()); err != nil || len(left) > 0 {
-		t.Errorf("the trash has %v, %v, want nothing", left, err)
+	s.Wait()
+	other.Wait()
+	for _, dir := range []string{s.bin(), s.placesDir()} {
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("%s has %v, %v, want nothing", dir, left, err)
+		}
+	}
+}
+
+// A place that a killed process has left is deleted, one of a living process is not.
+func TestPlaces(t *testing.T) {
+	s := newShelf(t)
+	s.spread.Do(func() { s.spreadable = true }) // whatever the filesystem
+	var near []string
+	for i := range 2*perPlace + 1 {
+		at, err := s.aside()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if dir := filepath.Dir(at); !slices.Contains(near, dir) {
+			near = append(near, dir)
+		}
+		if i%2 == 0 {
+			os.Remove(at)
+		}
+	}
+	if len(near) != 3 {
+		t.Errorf("%d directories are in %d places, want 3", 2*perPlace+1, len(near))
+	}
+	dead := filepath.Join(s.placesDir(), "dead")
+	if err := os.MkdirAll(filepath.Join(dead, "d"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(s.dir); err != nil {
+		t.Fatal(err)
+	}
+	if exists(dead) || !exists(near[0]) || !exists(near[2]) {
+		t.Error(fmt.Sprint("a dead process's place there: ", exists(dead), ", those of a living one: ", exists(near[0]), exists(near[2]), "; want false, true, true"))
+	}
+	s.Wait()
+	if _, err := New(s.dir); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(s.placesDir()); err != nil || len(left) > 0 {
+		t.Errorf("after the end there are %v, %v, want nothing", left, err)
 	}
 }
 
@@ -211,10 +256,10 @@ func TestSpread(t *testing.T) {
 func TestWarm(t *testing.T) {
 	s := newShelf(t)
 	s.spread.Do(func() { s.spreadable = true }) // whatever the filesystem
-	ahead := func() []os.DirEntry {
+	ahead := func() []string {
 		t.Helper()
 		s.erasing.Wait()
-		all, err := os.ReadDir(s.bin())
+		all, err := filepath.Glob(filepath.Join(s.placesDir(), "*", "*"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -227,7 +272,7 @@ func TestWarm(t *testing.T) {
 		if len(made) != 1 {
 			t.Fatalf("%v made ahead, want one directory", made)
 		}
-		was, err := made[0].Info()
+		was, err := os.Stat(made[0])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -241,7 +286,7 @@ func TestWarm(t *testing.T) {
 	}
 	s.Warm()
 	s.Wait()
-	if left := ahead(); len(left) > 0 {
-		t.Errorf("Wait leaves %v", left)
+	if left, err := os.ReadDir(s.placesDir()); err != nil || len(left) > 0 {
+		t.Errorf("Wait leaves %v, %v", left, err)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,7 +25,9 @@ const topDir = 0x00020000
 // soon after one was deleted, by a prune or where another build failed, took
 // forty times as long as another. Told that the directories of layers are
 // unrelated, it puts each where few are, chosen by a hash of its name; hence the
-// random one at first.
+// random one at first. To make files in such a place the disk has to be read, which
+// may take longer than a small step: a few layers of one process, none of which is
+// deleted before the process ends unless something failed, share a place.
 func (s *Shelf) mkdir(dir string) error {
 	if !s.spreads() {
 		return os.Mkdir(dir, 0o700)
@@ -31,12 +35,16 @@ func (s *Shelf) mkdir(dir string) error {
 	at := s.takeNext()
 	if at == "" {
 		var err error
-		if at, err = s.aside(); err != nil {
+		at, err = s.aside()
+		if gone(err) {
+			return os.Mkdir(dir, 0o700)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	err := Rename(at, dir)
-	if errors.Is(err, fs.ErrNotExist) { // another process has emptied the trash
+	if gone(err) {
 		return os.Mkdir(dir, 0o700)
 	}
 	if err != nil {
@@ -45,12 +53,88 @@ func (s *Shelf) mkdir(dir string) error {
 	return err
 }
 
-// aside makes a directory in the trash, where nothing gets lost if this process is
-// killed.
-func (s *Shelf) aside() (string, error) {
-	at := filepath.Join(s.bin(), rand.Text())
-	return at, os.Mkdir(at, 0o700)
+// gone says that another process has deleted a place before it was locked.
+func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, errLocked) }
+
+// perPlace is how many layers are put in one place: enough for the disk to be read
+// seldom, few enough for those that are made at once not to wait for each other.
+const perPlace = 8
+
+// places is where directories are made before they get their names: in one that ext4
+// has put somewhere, to which it puts others near that are made in it. It is locked,
+// so that nobody deletes it who takes this process for dead.
+type places struct {
+	mu   sync.Mutex
+	dir  string // "" before the first
+	lock *os.File
+	used int
+	old  []*os.File // of those before
 }
+
+// aside makes a directory where nothing gets lost if this process is killed.
+func (s *Shelf) aside() (string, error) {
+	p := &s.places
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.dir == "" || p.used == perPlace {
+		dir := filepath.Join(s.placesDir(), rand.Text())
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return "", err
+		}
+		lock, err := tryLock(dir)
+		if err != nil {
+			return "", err
+		}
+		p.leave()
+		p.dir, p.lock, p.used = dir, lock, 0
+	}
+	p.used++
+	at := filepath.Join(p.dir, rand.Text())
+	err := os.Mkdir(at, 0o700)
+	if err != nil {
+		p.used = perPlace // whatever is wrong with it
+	}
+	return at, err
+}
+
+// leave gives the place up, and those before it out of which all have gone by now.
+func (p *places) leave() {
+	if p.lock != nil {
+		p.old = append(p.old, p.lock)
+	}
+	p.dir, p.lock = "", nil
+	p.old = slices.DeleteFunc(p.old, func(lock *os.File) bool {
+		if err := os.Remove(lock.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+		lock.Close()
+		return true
+	})
+}
+
+// clear gives all up; what is not empty, the next to open the shelf deletes.
+func (p *places) clear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.leave()
+	for _, lock := range p.old {
+		lock.Close()
+	}
+	p.old = nil
+}
+
+// sweepPlaces deletes the places of dead processes.
+func (s *Shelf) sweepPlaces() {
+	all, err := os.ReadDir(s.placesDir())
+	if err != nil {
+		return
+	}
+	for _, e := range all {
+		_ = s.sweep(filepath.Join(s.placesDir(), e.Name())) // what cannot be deleted harms nobody
+	}
+}
+
+func (s *Shelf) placesDir() string { return filepath.Join(s.dir, "places") }
 
 // Warm has the directory of the next layer made in the background: where few are,
 // the disk has to be read for it. It is a hint, as often as somebody likes; Wait
@@ -90,7 +174,7 @@ func (s *Shelf) takeNext() string {
 // spreads reports whether the filesystem can be told so.
 func (s *Shelf) spreads() bool {
 	s.spread.Do(func() {
-		fd, err := unix.Open(s.bin(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open(s.placesDir(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return
 		}

@@ -34,11 +34,11 @@ func (r Report) document(path string) error {
 // replaceBetween puts content between the lines <!-- begin NAME … --> and
 // <!-- end NAME -->.
 func replaceBetween(text, name, content string) (string, error) {
-	head, rest, ok := strings.Cut(text, "<!-- begin "+name)
+	head, rest, ok := strings.Cut(text, "<!-- begin "+name+":")
 	mark, rest, ok2 := strings.Cut(rest, "-->\n")
 	_, tail, ok3 := strings.Cut(rest, "<!-- end "+name+" -->")
 	if !ok || !ok2 || !ok3 {
-		return "", fmt.Errorf("it has no place for this: lines <!-- begin %s --> and <!-- end %[1]s -->", name)
+		return "", fmt.Errorf("it has no place for this: lines <!-- begin %s: … --> and <!-- end %[1]s -->", name)
 	}
 	return head + "<!-- begin " + name + mark + "-->\n\n" + content + "\n<!-- end " + name + " -->" + tail, nil
 }

@@ -117,7 +117,7 @@ func TestDocument(t *testing.T) {
 }
 
 func TestReplaceBetween(t *testing.T) {
-	for _, text := range []string{"", "<!-- begin x -->\n", "<!-- end x -->\n<!-- begin x -->\n"} {
+	for _, text := range []string{"", "<!-- begin x: -->\n", "<!-- end x -->\n<!-- begin x: -->\n", "<!-- begin x-y: -->\n<!-- end x -->\n"} {
 		if got, err := replaceBetween(text, "x", "new"); err == nil {
 			t.Errorf("replaceBetween(%q) = %q, want an error", text, got)
 		}

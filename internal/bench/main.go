@@ -62,6 +62,7 @@ type options struct {
 	sizes     map[string][]int  // by curve
 	versions  map[string]string // by builder, where it does not tell its own
 	from      []string          // files, the newest last
+	called    string
 	doc       string
 }
 
@@ -96,6 +97,7 @@ func parseFlags(args []string) (options, error) {
 		o.from = append(o.from, v)
 		return nil
 	})
+	f.StringVar(&o.called, "called", "", "`name` of results that stand beside others in a document: those of builders that would disturb the others' turns, say")
 	f.StringVar(&o.doc, "doc", "", "write tables and pictures into this Markdown `file`, between its marks, and beside it")
 	f.BoolVar(&o.verbose, "v", false, "print each sample")
 	f.Usage = func() {

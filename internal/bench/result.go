@@ -18,6 +18,7 @@ import (
 // programs.
 type Report struct {
 	Date     time.Time
+	Called   string `json:",omitempty"` // of a document's further results
 	Machine  Machine
 	Builders []Builder
 	Missing  []string `json:",omitempty"` // builders that are not here, and why
@@ -92,7 +93,7 @@ func size(s Sample) float64    { return float64(s.Output) }
 
 // describe is the report before there are results.
 func (b *bench) describe() Report {
-	r := Report{Date: time.Now().UTC().Truncate(time.Second), Machine: thisMachine(b.dir), Missing: b.missing, Rounds: b.options.rounds}
+	r := Report{Date: time.Now().UTC().Truncate(time.Second), Called: b.options.called, Machine: thisMachine(b.dir), Missing: b.missing, Rounds: b.options.rounds}
 	for _, is := range b.found {
 		version := is.version
 		if v := b.options.versions[is.name]; v != "" {
@@ -119,8 +120,11 @@ func (r Report) write(dir string) error {
 
 // kind names the report's files, and its part of a document.
 func (r Report) kind() string {
-	if len(r.Curves) > 0 {
+	switch {
+	case len(r.Curves) > 0:
 		return "scale"
+	case r.Called != "":
+		return "results-" + r.Called
 	}
 	return "results"
 }
@@ -160,6 +164,9 @@ func readReports(paths []string) (Report, error) {
 
 // complete adds what r does not have and the earlier report does.
 func (r *Report) complete(earlier Report) error {
+	if r.Called != earlier.Called {
+		return errors.New("it has another name than the file before (-called)")
+	}
 	if r.Machine != earlier.Machine {
 		return errors.New("it is of another machine than the file before: they are not to be compared")
 	}
