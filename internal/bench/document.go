@@ -40,7 +40,7 @@ func replaceBetween(text, name, content string) (string, error) {
 	if !ok || !ok2 || !ok3 {
 		return "", fmt.Errorf("it has no place for this: lines <!-- begin %s: … --> and <!-- end %[1]s -->", name)
 	}
-	return head + "<!-- begin " + name + mark + "-->\n\n" + content + "\n<!-- end " + name + " -->" + tail, nil
+	return head + "<!-- begin " + name + ":" + mark + "-->\n\n" + content + "\n<!-- end " + name + " -->" + tail, nil
 }
 
 // tables is the Markdown of everything but the curves.

@@ -84,11 +84,13 @@ func golden(t *testing.T, name, got string) {
 
 func TestDocument(t *testing.T) {
 	doc := filepath.Join(t.TempDir(), "doc.md")
-	const before = "# Figures\n\n<!-- begin results: made -->\nold\n<!-- end results -->\n\nprose\n\n<!-- begin scale: made -->\n<!-- end scale -->\n\nend\n"
+	const before = "# Figures\n\n<!-- begin results-docker: made -->\n<!-- end results-docker -->\n\n<!-- begin results: made -->\nold\n<!-- end results -->\n\nprose\n\n<!-- begin scale: made -->\n<!-- end scale -->\n\nend\n"
 	if err := os.WriteFile(doc, []byte(before), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for _, r := range []Report{example(), exampleCurves(), example()} { // the last one changes nothing
+	further := example()
+	further.Called, further.Results = "docker", further.Results[:1]
+	for _, r := range []Report{example(), exampleCurves(), further, example()} { // the last one changes nothing
 		if err := r.document(doc); err != nil {
 			t.Fatal(err)
 		}
@@ -98,7 +100,7 @@ func TestDocument(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "document.md", string(text))
-	for name, want := range map[string]Report{"results": example(), "scale": exampleCurves()} {
+	for name, want := range map[string]Report{"results": example(), "results-docker": further, "scale": exampleCurves()} {
 		got, err := readReport(filepath.Join(filepath.Dir(doc), "doc", name+".json"))
 		if err != nil {
 			t.Fatal(err)

@@ -398,7 +398,7 @@ func (r *root) clean(t *testing.T, after string) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		now, err := house.Look(r.dir, r.home, filepath.Join(r.dir, "tmp"), filepath.Join(r.dir, "images", "ingest"),
-			filepath.Join(r.dir, "leases"), filepath.Join(r.dir, "locks"), filepath.Join(r.dir, "snapshots", "work"), filepath.Join(r.dir, "snapshots", "trash"), filepath.Join(r.dir, "oci"))
+			filepath.Join(r.dir, "leases"), filepath.Join(r.dir, "locks"), filepath.Join(r.dir, "snapshots", "work"), filepath.Join(r.dir, "snapshots", "trash"), filepath.Join(r.dir, "snapshots", "places"), filepath.Join(r.dir, "oci"))
 		if err != nil {
 			t.Fatal(err)
 		}
