@@ -27,6 +27,8 @@ func arguments(c *cobra.Command, args []string) error {
 		return nil
 	case words == "":
 		return fmt.Errorf("%s takes no arguments, only flags: %q", c.Name(), args)
+	case len(args) > most:
+		return fmt.Errorf("%s takes %s; given: %q", c.Name(), words, args)
 	}
 	return fmt.Errorf("%s needs %s; given: %q", c.Name(), words, args)
 }

@@ -67,7 +67,7 @@ func TestExecute(t *testing.T) {
 		{"a directory that is not there", "frontend", 1, "", "stat frontend: no such file or directory\n"},
 		{"too many arguments", "version x", 2, "", "build: "},
 		{"help of no command", "help nosuch", 2, "", "build: there is no command \"nosuch\"; 'build --help' lists them\nSee 'build --help'.\n"},
-		{"too many arguments", "push a b c", 2, "", "build: push needs IMAGE [DESTINATION]; given: [\"a\" \"b\" \"c\"]\nSee 'build push --help'.\n"},
+		{"too many arguments", "push a b c", 2, "", "build: push takes IMAGE [DESTINATION]; given: [\"a\" \"b\" \"c\"]\nSee 'build push --help'.\n"},
 		{"too few arguments", "tag a", 2, "", "build: tag needs IMAGE NAME...; given: [\"a\"]\n"},
 		{"arguments where there are none", "ps a", 2, "", "build: ps takes no arguments, only flags: [\"a\"]\n"},
 		{"options that exclude each other", "version --json --short", 2, "", "See 'build version --help'."},
