@@ -48,7 +48,7 @@ var surroundings = []struct {
 	{"the list of ulimits", "[]", func(e llb.Exec) any { return e.Ulimits }},
 	{"the size of /dev/shm", "0", func(e llb.Exec) any { return e.ShmSize }},
 	{"the parent cgroup", "", func(e llb.Exec) any { return e.CgroupParent }},
-	{"the here-document", "[]", func(e llb.Exec) any { return e.Stdin }},
+	{"the here-document", "", func(e llb.Exec) any { return string(e.Stdin) }},
 	{"the time that the result is good for", "0", func(e llb.Exec) any { return e.TTL }},
 }
 

@@ -31,7 +31,7 @@ func createFile(dest string, stdout io.Writer) (*file, error) {
 	}
 	switch st, err := os.Stat(dest); {
 	case err == nil && st.IsDir():
-		return nil, fmt.Errorf("%s is a directory", dest)
+		return nil, fmt.Errorf("%s is a directory; want a file", dest)
 	case err == nil && !st.Mode().IsRegular():
 		f, err := os.OpenFile(dest, os.O_WRONLY, 0)
 		if err != nil {
@@ -57,53 +57,44 @@ func (out Output) Check() error {
 	}
 	switch {
 	case out.Type == TypeLocal:
-		err = CheckDir(out.Dest)
+		err = checkDir(out.Dest)
 	case a.tar:
 		err = CheckFile(out.Dest)
 	default:
-		if err = CheckDir(out.Dest); err == nil {
-			_, _, err = oldLayout(out.Dest)
+		if err = checkDir(out.Dest); err == nil {
+			if _, _, err = oldLayout(out.Dest); err != nil {
+				err = fmt.Errorf("%s: %w", out.Dest, err)
+			}
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("output type=%s: write %s: %w", out.Type, out.Dest, err)
+		return fmt.Errorf("output type=%s: %w", out.Type, err)
 	}
 	return nil
 }
 
 // CheckFile looks whether a file, which may be there, can be written at path.
 func CheckFile(path string) error {
-	switch st, err := os.Stat(path); {
-	case err == nil && st.IsDir():
-		return errors.New("it is a directory; want a file")
-	case err == nil && !st.Mode().IsRegular(): // to open a pipe would wait for its reader
-		return unix.Access(path, unix.W_OK)
-	case err != nil && !errors.Is(err, os.ErrNotExist):
-		return err
+	if st, err := os.Stat(path); err == nil && !st.IsDir() && !st.Mode().IsRegular() {
+		return accessible(path, unix.W_OK) // to open a pipe would wait for its reader
 	}
-	// A link to what is not there yet is replaced by the file.
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
+	f, err := createFile(path, nil)
+	if err == nil && f.draft != nil {
+		f.draft.Discard()
 	}
-	dir := filepath.Dir(path)
-	if st, err := os.Stat(dir); err != nil {
-		return err
-	} else if !st.IsDir() {
-		return fmt.Errorf("%s is no directory", dir)
-	}
-	return writable(dir)
+	return err
 }
 
-// CheckDir looks whether a directory can be made at path, or, where it is there,
+// checkDir looks whether a directory can be made at path, or, where it is there,
 // written to.
-func CheckDir(path string) error {
+func checkDir(path string) error {
 	for dir := filepath.Clean(path); ; dir = filepath.Dir(dir) {
 		st, err := os.Stat(dir)
 		switch {
 		case err == nil && !st.IsDir():
 			return fmt.Errorf("%s is no directory", dir)
 		case err == nil:
-			return writable(dir)
+			return accessible(dir, unix.W_OK|unix.X_OK)
 		case !errors.Is(err, os.ErrNotExist) || dir == filepath.Dir(dir):
 			return err
 		}
@@ -113,11 +104,11 @@ func CheckDir(path string) error {
 	}
 }
 
-// writable says why nothing can be made in a directory, for what access(2) knows
-// of: rights, and file systems that are read-only.
-func writable(dir string) error {
-	if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
-		return &os.PathError{Op: "write to", Path: dir, Err: err}
+// accessible is access(2), which knows of rights and of file systems that are
+// read-only.
+func accessible(path string, mode uint32) error {
+	if err := unix.Access(path, mode); err != nil {
+		return &os.PathError{Op: "write to", Path: path, Err: err}
 	}
 	return nil
 }

@@ -53,6 +53,10 @@ func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 	if os.Getenv("GOGC") == "" {
 		collectLateThenOften()
 	}
+	keep, unbounded, err := keepStorage(os.Getenv("BUILD_KEEP_STORAGE"))
+	if err != nil {
+		return usagef("BUILD_KEEP_STORAGE: %w", err)
+	}
 	if o.Frontend.Call.Name == "" {
 		if err := needsRoot(); err != nil {
 			return err
@@ -60,10 +64,6 @@ func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 		if err := o.Output.prepare(); err != nil {
 			return err
 		}
-	}
-	keep, unbounded, err := keepStorage(os.Getenv("BUILD_KEEP_STORAGE"))
-	if err != nil {
-		return usagef("BUILD_KEEP_STORAGE: %w", err)
 	}
 	b, err := g.open(ctx, o.Driver, o.Steps.OCIRuntime)
 	if err != nil {
@@ -80,10 +80,7 @@ func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 		}
 	})
 	defer swept.Wait()
-	request, err := o.request(g)
-	if err != nil {
-		return err
-	}
+	request := o.request(g)
 	if request.Call != "" {
 		return runCall(ctx, g, b, request, o.Frontend.Call)
 	}
@@ -120,7 +117,7 @@ func (o outputOptions) prepare() error {
 			continue
 		}
 		if err := exporter.CheckFile(f.path); err != nil {
-			return fmt.Errorf("--%s %s: %w", f.flag, f.path, err)
+			return fmt.Errorf("--%s: %w", f.flag, err)
 		}
 	}
 	if st, err := os.Stat(o.IIDFile); err == nil && st.Mode().IsRegular() {
@@ -167,7 +164,7 @@ func failed(w io.Writer, show display.Display, err error) error {
 const allStages = "*"
 
 // request is the builder's form of what the command line says.
-func (o buildOptions) request(g *globals) (builder.Request, error) {
+func (o buildOptions) request(g *globals) builder.Request {
 	r := builder.Request{
 		Context: o.Context, File: o.File, Stdin: g.stdin,
 		Frontend: dockerfile.Options{
@@ -195,11 +192,12 @@ func (o buildOptions) request(g *globals) (builder.Request, error) {
 	for _, s := range o.Session.SSH {
 		r.SSH[s.ID] = builder.SSH{Paths: s.Paths, Raw: s.Raw}
 	}
-	return r, o.Output.outputs(&r)
+	o.Output.outputs(&r)
+	return r
 }
 
 // outputs adds where the result goes.
-func (o outputOptions) outputs(r *builder.Request) error {
+func (o outputOptions) outputs(r *builder.Request) {
 	for _, w := range o.Outputs {
 		r.Outputs = append(r.Outputs, exporter.Output{Type: w.Type, Dest: w.Dest, Attrs: o.attrs(w.Attrs)})
 	}
@@ -210,7 +208,6 @@ func (o outputOptions) outputs(r *builder.Request) error {
 	if o.Push {
 		r.Outputs = append(r.Outputs, exporter.Output{Type: exporter.TypeImage, Attrs: o.attrs(map[string]string{"push": "true"})})
 	}
-	return nil
 }
 
 // named reports whether there is an image, somewhere, that has the names: files alone

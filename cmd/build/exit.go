@@ -81,8 +81,8 @@ const again = 500 * time.Millisecond
 
 // interruptible is a context that SIGINT, SIGTERM or the end of the terminal (SIGHUP,
 // unless nohup(1) has it ignored) cancels; a second such signal ends the program at
-// once. release ends the handling and returns the
-// signal that came, or nil; it may be called again.
+// once. release ends the handling and returns the signal that came, or nil; it may be
+// called again.
 func interruptible(parent context.Context) (ctx context.Context, release func() os.Signal) {
 	ctx, cancel := context.WithCancel(parent)
 	signals := make(chan os.Signal, 2)

@@ -73,10 +73,7 @@ func explain(ctx context.Context, g *globals, f *buildFlags, last bool, args []s
 	if err != nil {
 		return p, &usageError{err: err}
 	}
-	request, err := o.request(g)
-	if err != nil {
-		return p, err
-	}
+	request := o.request(g)
 	b, err := g.open(ctx, o.Driver, o.Steps.OCIRuntime)
 	if err != nil {
 		return p, err

@@ -79,10 +79,7 @@ func lock(ctx context.Context, g *globals, f *buildFlags, update []string, dir s
 	if err != nil {
 		return res, &usageError{err: err}
 	}
-	request, err := o.request(g)
-	if err != nil {
-		return res, err
-	}
+	request := o.request(g)
 	b, err := g.open(ctx, o.Driver, o.Steps.OCIRuntime)
 	if err != nil {
 		return res, err

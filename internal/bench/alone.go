@@ -4,7 +4,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 )
 
 // alone is no builder: it does what a workload's steps do, on the machine itself.
@@ -32,12 +31,10 @@ func copyAlone(context, dest string) []string {
 	return []string{self, copyCommand, context, dest}
 }
 
-// inCopy is a shell command in a copy of the context. Quotes that the context's
-// path has, which this program made itself, are not expected.
+// inCopy is a shell command in a copy of the context, with a directory for caches as
+// "$caches".
 func inCopy(command string) func(context, dest string) []string {
 	return func(context, dest string) []string {
-		script := strings.NewReplacer("CONTEXT", context, "DEST", dest).
-			Replace("mkdir -p 'DEST/app' && cp -r 'CONTEXT/.' 'DEST/app' && cd 'DEST/app' && " + command)
-		return []string{"sh", "-ec", script}
+		return []string{"sh", "-ec", `caches=$2; mkdir -p "$2/app"; cp -r "$1/." "$2/app"; cd "$2/app"; ` + command, "sh", context, dest}
 	}
 }

@@ -52,7 +52,7 @@ func (j *job) outputs() (*outputs, error) {
 			continue
 		}
 		opts := exporter.Options{Store: j.Images, Temp: temp, Pool: j.compressors(), Sink: j.Sink, Step: exportStep, Names: j.Tags}
-		if needsRegistry(w) {
+		if w.Pushes() {
 			c, err := j.Registry()
 			if err != nil {
 				o.close()
@@ -73,16 +73,12 @@ func (j *job) outputs() (*outputs, error) {
 
 const exportStep = progress.Step("export")
 
-func needsRegistry(o exporter.Output) bool {
-	return o.Type == exporter.TypeRegistry || o.Attrs["push"] == "true"
-}
-
 // compresses reports an output whose layers are worth beginning with while the
 // build runs.
 func compresses(o exporter.Output) bool {
 	switch o.Type {
 	case exporter.TypeImage:
-		return needsRegistry(o)
+		return o.Pushes()
 	case exporter.TypeLocal, exporter.TypeTar:
 		return false
 	}
@@ -91,7 +87,7 @@ func compresses(o exporter.Output) bool {
 
 func outputName(o exporter.Output) string {
 	switch {
-	case needsRegistry(o):
+	case o.Pushes():
 		return "push to the registry"
 	case o.Type == exporter.TypeImage:
 		return "export to the image store"

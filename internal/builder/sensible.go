@@ -26,18 +26,16 @@ func (j *job) sensible(context.Context) error {
 		if j.Offline && o.Pushes() {
 			return &RequestError{errors.New("--offline: pushing needs the network; leave one of them out")}
 		}
-	}
-	for _, s := range j.CacheTo {
-		if j.Offline && s.Type != remote.TypeLocal && s.Type != remote.TypeInline {
-			return &RequestError{fmt.Errorf("--offline: --cache-to type=%s needs the network; leave one of them out", s.Type)}
-		}
-	}
-	for _, o := range j.Outputs {
-		if o.Type == "cacheonly" || j.Call != "" {
+		if j.Call != "" {
 			continue
 		}
 		if err := o.Check(); err != nil {
 			return err
+		}
+	}
+	for _, s := range j.CacheTo {
+		if j.Offline && s.Type != remote.TypeLocal && s.Type != remote.TypeInline {
+			return &RequestError{fmt.Errorf("--offline: --cache-to type=%s needs the network; leave one of them out", s.Type)}
 		}
 	}
 	return nil

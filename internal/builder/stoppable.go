@@ -39,6 +39,7 @@ func (s *stopReader) Read(p []byte) (int, error) {
 func openStoppable(ctx context.Context, open func() (*os.File, error)) (*os.File, error) {
 	opened := make(chan *os.File, 1)
 	err := beforeEnd(ctx, func() error {
+		defer close(opened)
 		f, err := open()
 		if err == nil {
 			opened <- f
@@ -46,6 +47,11 @@ func openStoppable(ctx context.Context, open func() (*os.File, error)) (*os.File
 		return err
 	})
 	if err != nil {
+		go func() { // it may still be opened
+			if f, ok := <-opened; ok {
+				f.Close()
+			}
+		}()
 		return nil, err
 	}
 	return <-opened, nil

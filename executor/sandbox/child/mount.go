@@ -148,21 +148,10 @@ func (a attributes) apply(fd int) error {
 // drops all that it does not name. Where a is silent about times, so is mount(2),
 // which then leaves them as they are.
 func (a attributes) remountFlags(has int64) uintptr {
-	kept := a
-	for _, p := range [...]struct {
-		attr uint64
-		flag int64
-	}{
-		{unix.MOUNT_ATTR_RDONLY, unix.ST_RDONLY},
-		{unix.MOUNT_ATTR_NOSUID, unix.ST_NOSUID},
-		{unix.MOUNT_ATTR_NODEV, unix.ST_NODEV},
-		{unix.MOUNT_ATTR_NOEXEC, unix.ST_NOEXEC},
-	} {
-		if has&p.flag != 0 && a.clear&p.attr == 0 {
-			kept.set |= p.attr
-		}
-	}
-	return kept.mountFlags()
+	// Linux has the same bits for them, MOUNT_ATTR_* and ST_*.
+	const kept = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+	a.set |= uint64(has) & kept &^ a.clear
+	return a.mountFlags()
 }
 
 // setAttr sets and clears attributes of a mount.

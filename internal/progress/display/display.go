@@ -105,7 +105,7 @@ func Hint(position, message string) string {
 	if position != "" {
 		position += ": "
 	}
-	return "HINT: " + position + oneLine(message)
+	return "HINT: " + position + OneLine(message)
 }
 
 func count(n int, what string) string {

@@ -92,7 +92,7 @@ type Failure struct {
 func (f Failure) Print(w io.Writer) error {
 	var b bytes.Buffer
 	if f.Step != "" && len(f.Output.Lines) > 0 {
-		fmt.Fprintf(&b, "------\n > %s:\n", oneLine(f.Step))
+		fmt.Fprintf(&b, "------\n > %s:\n", OneLine(f.Step))
 		if f.Output.Left > 0 {
 			fmt.Fprintf(&b, "(the last %s; %d before)\n", count(len(f.Output.Lines), "line"), f.Output.Left)
 		}

@@ -58,7 +58,7 @@ func (t *tracker) start(e progress.Started, now time.Time) *step {
 	if s, ok := t.steps[e.Step]; ok && !s.done {
 		return s
 	}
-	s := &step{id: e.Step, name: oneLine(e.Name), internal: e.Internal, began: e.Time, output: record{limit: t.keep}}
+	s := &step{id: e.Step, name: OneLine(e.Name), internal: e.Internal, began: e.Time, output: record{limit: t.keep}}
 	if s.name == "" {
 		s.name = shortID(e.Step)
 	}
@@ -97,7 +97,7 @@ func (t *tracker) show(s *step) {
 
 // missed takes in e.
 func (s *step) missed(e progress.Missed) {
-	s.why = "not cached: " + strings.TrimPrefix(oneLine(e.Why), "not cached: ")
+	s.why = "not cached: " + strings.TrimPrefix(OneLine(e.Why), "not cached: ")
 }
 
 // end takes in e, which ends s.
@@ -166,11 +166,6 @@ func shortID(id progress.Step) string {
 	return s[:min(len(s), 12)]
 }
 
-// oneLine is s with each run of white space and control characters as one space.
-// OneLine is s without what would move the cursor, hide text or end the line: names
-// and texts that come from Dockerfiles and contexts may have any bytes.
-func OneLine(s string) string { return oneLine(s) }
-
 // Printable is s without what does something to a terminal but to begin a line.
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
@@ -181,7 +176,10 @@ func Printable(s string) string {
 	}, s)
 }
 
-func oneLine(s string) string {
+// OneLine is s with each run of white space and of what would move the cursor or hide
+// text as one space: names and texts that come from Dockerfiles and contexts may have
+// any bytes.
+func OneLine(s string) string {
 	return strings.Join(strings.FieldsFunc(s, func(r rune) bool {
 		return unicode.IsSpace(r) || unicode.IsControl(r) || isBidi(r)
 	}), " ")
