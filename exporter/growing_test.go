@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/861fb494/build/exporter/compress"
 	"github.com/861fb494/build/internal/oci"
 )
@@ -89,6 +91,57 @@ func TestGrowingFails(t *testing.T) {
 			t.Errorf("%s: read %q, %v, want abc and %q", tt.name, got, err, tt.want)
 		}
 		r.Close()
+	}
+}
+
+// What was read once is not kept: it takes no room, and is not read as zeros.
+func TestGrowingOnce(t *testing.T) {
+	f := newFile(t)
+	g := newGrowing(f)
+	want := make([]byte, 5*freeStep+123)
+	rand.NewChaCha8([32]byte{}).Read(want)
+	if _, err := g.Write(want); err != nil {
+		t.Fatal(err)
+	}
+	g.end(blob{}, nil)
+
+	// A try that came to nothing, before anything was freed.
+	r, err := g.openOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.CopyN(io.Discard, r, freeStep/2); err != nil {
+		t.Fatal(err)
+	}
+	again, err := g.openOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The one before it is of no use any more, and takes nothing away from it.
+	if _, err := io.CopyN(io.Discard, r, 2*freeStep); err != nil {
+		t.Fatal(err)
+	}
+	if !g.whole() {
+		t.Error("the reader that another one follows has freed what that will read")
+	}
+	got, err := io.ReadAll(again)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("read %d bytes, %v, want the same %d", len(got), err, len(want))
+	}
+	r.Close()
+	again.Close()
+
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	if got, most := st.Blocks*512, int64(freeStep); got > most {
+		t.Errorf("the file takes %d bytes, want %d at most", got, most)
+	}
+	for name, open := range map[string]func() (io.ReadCloser, error){"open": g.open, "openOnce": g.openOnce} {
+		if _, err := open(); !errors.Is(err, errFreed) {
+			t.Errorf("%s = %v, want %v", name, err, errFreed)
+		}
 	}
 }
 

@@ -218,7 +218,14 @@ func (m *maker) compress(ctx context.Context, open func(context.Context) (io.Rea
 		// fail now.
 		_ = s.SetCompressed(diffID, p.method.Recipe(), d)
 	}
-	return blob{desc: d, diffID: diffID, tarSize: plain.n, own: true, open: func(context.Context) (io.ReadCloser, error) {
-		return os.Open(g.file.Name())
+	return blob{desc: d, diffID: diffID, tarSize: plain.n, own: true, open: func(ctx context.Context) (io.ReadCloser, error) {
+		if g.whole() {
+			return os.Open(g.file.Name())
+		}
+		again, err := m.begin(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return again.open()
 	}}, nil
 }

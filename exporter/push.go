@@ -66,8 +66,10 @@ func (w *pusher) placeMade(ctx context.Context, m *maker) (blob, error) {
 	if err != nil {
 		return blob{}, err
 	}
-	err = w.stream(ctx, g, m.name(), w.names[0])
-	b, failed := g.wait(ctx)
+	others := slices.DeleteFunc(slices.Clone(w.names), func(n oci.Reference) bool { return n.Repository() == w.names[0].Repository() })
+	s := &streamed{maker: m, kept: len(others) > 0, g: g}
+	err = w.stream(ctx, s, w.names[0])
+	b, failed := s.current().wait(ctx)
 	if failed != nil {
 		return b, failed // which is why it was not sent
 	}
@@ -76,20 +78,55 @@ func (w *pusher) placeMade(ctx context.Context, m *maker) (blob, error) {
 	}
 	w.sent(&b, w.names[0])
 	b.placed = true
-	others := slices.DeleteFunc(slices.Clone(w.names), func(n oci.Reference) bool { return n.Repository() == w.names[0].Repository() })
 	return b, w.send(ctx, b, others)
 }
 
-func (w *pusher) stream(ctx context.Context, g *growing, layer string, to oci.Reference) error {
+func (w *pusher) stream(ctx context.Context, s *streamed, to oci.Reference) error {
 	open := func() (io.ReadCloser, error) {
-		r, err := g.open()
+		r, err := s.open(ctx)
 		if err != nil {
 			return nil, err
 		}
-		return &counted{ReadCloser: r, report: w.o.counter("pushing " + layer)}, nil
+		return &counted{ReadCloser: r, report: w.o.counter("pushing " + s.maker.name())}, nil
 	}
-	return w.slot(ctx, func() error { return w.o.Registry.PushStream(ctx, to, open, g.desc) })
+	return w.slot(ctx, func() error { return w.o.Registry.PushStream(ctx, to, open, s.desc) })
 }
+
+// streamed is a blob that is sent while it is made.
+type streamed struct {
+	maker *maker
+	kept  bool // it is to be sent elsewhere too
+
+	mu sync.Mutex
+	g  *growing
+}
+
+func (s *streamed) current() *growing {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.g
+}
+
+// open is for each try to send it. One that follows one that came far has it made
+// again.
+func (s *streamed) open(ctx context.Context) (io.ReadCloser, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.kept {
+		return s.g.open()
+	}
+	r, err := s.g.openOnce()
+	if !errors.Is(err, errFreed) {
+		return r, err
+	}
+	if s.g, err = s.maker.begin(ctx); err != nil {
+		return nil, err
+	}
+	s.kept = true
+	return s.g.open()
+}
+
+func (s *streamed) desc(ctx context.Context) (oci.Descriptor, error) { return s.current().desc(ctx) }
 
 // slot calls f while it holds one of the slots.
 func (w *pusher) slot(ctx context.Context, f func() error) error {

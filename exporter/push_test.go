@@ -152,6 +152,51 @@ func TestPush(t *testing.T) {
 	}
 }
 
+// broken is a registry that breaks off the first upload of each blob when it has so
+// many bytes of it.
+type broken struct {
+	*watched
+	after int64
+}
+
+func (b *broken) PushStream(ctx context.Context, ref oci.Reference, open func() (io.ReadCloser, error), desc func(context.Context) (oci.Descriptor, error)) error {
+	r, err := open()
+	if err == nil {
+		_, err = io.CopyN(io.Discard, r, b.after)
+		r.Close()
+	}
+	if err != nil {
+		return err
+	}
+	return b.watched.PushStream(ctx, ref, open, desc)
+}
+
+// A layer that was sent in part, and is not kept while it is sent, is made again.
+func TestPushAgain(t *testing.T) {
+	host, client := startRegistry(t)
+	for name, tt := range map[string]struct {
+		names string // with %s for the host
+		after int64
+		made  int32
+	}{
+		"early":            {"%s/again/early", 1000, 1},
+		"late":             {"%s/again/late", 3 << 20, 2},
+		"two repositories": {"%s/again/two,%[1]s/again/three", 3 << 20, 1},
+	} {
+		l, opened := built(name, 5<<20)
+		out := parse(t, fmt.Sprintf(`type=registry,compression-level=0,"name=`+tt.names+`"`, host))
+		if _, err := export(t, out, Options{Registry: &broken{client(), tt.after}, Store: store(t)}, resultOf(nil, imageOf("amd64", l))); err != nil {
+			t.Fatal(err)
+		}
+		for n := range strings.SplitSeq(fmt.Sprintf(tt.names, host), ",") {
+			valid(t, n)
+		}
+		if n := opened.Load(); n != tt.made {
+			t.Errorf("%s: the layer was compressed %d times, want %d", name, n, tt.made)
+		}
+	}
+}
+
 func TestPushVariants(t *testing.T) {
 	host, client := startRegistry(t)
 	a, _ := built("a", 30)

@@ -19,8 +19,9 @@ type blockWriter struct {
 	codec
 	pool *Pool
 
-	block []byte // being filled; with the dictionary in front
-	dict  int    // length of the dictionary
+	block  []byte // being filled; with the dictionary in front
+	dict   int    // length of the dictionary
+	pooled bool   // block is of the pool's memory
 
 	queue chan chan packed // blocks in their order; the reader is drain
 	done  chan struct{}    // closed by drain
@@ -31,12 +32,10 @@ type blockWriter struct {
 }
 
 type packed struct {
-	buf *[]byte // of buffers
-	err error
+	data []byte
+	buf  []byte // of the pool's memory, for data where it is not too long
+	err  error
 }
-
-// buffers are for blocks and for what they are compressed.
-var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
 func (p *Pool) blocks(w io.Writer, c codec) *blockWriter {
 	b := &blockWriter{
@@ -44,9 +43,14 @@ func (p *Pool) blocks(w io.Writer, c codec) *blockWriter {
 		queue: make(chan chan packed, cap(p.room)+1), // never full
 		done:  make(chan struct{}),
 	}
+	p.memory.enter()
 	go b.drain(w)
 	return b
 }
+
+// buffer is one for a block with the one before it, or for what a block is
+// compressed: what cannot be is hardly larger.
+func (b *blockWriter) buffer() []byte { return b.pool.memory.get(b.window + b.size + b.size/128) }
 
 // Write fails after the first failure of the underlying writer.
 func (b *blockWriter) Write(p []byte) (int, error) {
@@ -71,7 +75,8 @@ func (b *blockWriter) Write(p []byte) (int, error) {
 func (b *blockWriter) grow(n int) {
 	const small = 128 << 10
 	if need := len(b.block) + n; need > max(cap(b.block), small) {
-		b.block = append(make([]byte, 0, b.window+b.size), b.block...)
+		b.block = append(b.buffer(), b.block...)
+		b.pooled = true
 	}
 }
 
@@ -82,34 +87,33 @@ func (b *blockWriter) Close() error {
 		b.send(true)
 		close(b.queue)
 		<-b.done
+		b.pool.memory.leave()
 	}
 	return b.failed()
 }
 
 // send hands the block over to be compressed and begins the next.
 func (b *blockWriter) send(last bool) {
-	block, dict := b.block, b.dict
+	block, dict, pooled := b.block, b.dict, b.pooled
 	out := make(chan packed, 1)
 	// Memory is bounded by the blocks that are not written yet. Those of one
 	// writer get their room in their order, so the first always gets on.
 	b.pool.room <- struct{}{}
 	b.queue <- out
 	if !last {
-		next := *buffers.Get().(*[]byte)
-		if cap(next) < b.window+b.size {
-			next = make([]byte, 0, b.window+b.size)
-		}
 		b.dict = min(len(block), b.window)
-		b.block = append(next[:0], block[len(block)-b.dict:]...)
+		b.block = append(b.buffer(), block[len(block)-b.dict:]...)
+		b.pooled = true
 	}
 	go func() {
 		b.pool.slots <- struct{}{}
-		buf := buffers.Get().(*[]byte)
-		data, err := b.pack((*buf)[:0], block[:dict], block[dict:], last)
-		*buf = data
+		buf := b.buffer()
+		data, err := b.pack(buf, block[:dict], block[dict:], last)
 		<-b.pool.slots
-		buffers.Put(&block)
-		out <- packed{buf, err}
+		if pooled {
+			b.pool.memory.put(block)
+		}
+		out <- packed{data, buf, err}
 	}()
 }
 
@@ -121,7 +125,7 @@ func (b *blockWriter) drain(w io.Writer) {
 		p := <-out
 		err := p.err
 		if err == nil && b.failed() == nil {
-			_, err = w.Write(*p.buf)
+			_, err = w.Write(p.data)
 		}
 		if err != nil {
 			b.mu.Lock()
@@ -130,7 +134,7 @@ func (b *blockWriter) drain(w io.Writer) {
 			}
 			b.mu.Unlock()
 		}
-		buffers.Put(p.buf)
+		b.pool.memory.put(p.buf)
 		<-b.pool.room
 	}
 }

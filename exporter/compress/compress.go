@@ -90,6 +90,8 @@ func (m Method) MediaType() string {
 type Pool struct {
 	slots chan struct{} // held while a block is compressed
 	room  chan struct{} // held by a block until it is written
+
+	memory memory
 }
 
 // NewPool returns a pool that keeps n cores busy at most, and holds some blocks

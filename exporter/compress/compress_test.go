@@ -206,6 +206,40 @@ func (f *full) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// Buffers are used again as long as a writer is open, and go with the last one.
+func TestMemory(t *testing.T) {
+	for _, m := range []Method{{}, {Type: Zstd}} {
+		p := NewPool(2)
+		open := func(w io.Writer) io.WriteCloser {
+			z, err := p.Writer(w, m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return z
+		}
+		a, b := open(io.Discard), open(&full{room: 20})
+		data := text(6 * zstdBlock) // many more blocks than there is room for
+		if _, err := a.Write(data); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Write(data[:2*zstdBlock]); err != nil && !errors.Is(err, errFull) {
+			t.Fatal(err)
+		}
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Close(); !errors.Is(err, errFull) {
+			t.Errorf("%s: Close = %v, want %v", m.Recipe(), err, errFull)
+		}
+		if got, most := p.memory.made, 2*cap(p.room)+2*2; got > most {
+			t.Errorf("%s: %d buffers were made, want %d at most", m.Recipe(), got, most)
+		}
+		if p.memory.writers != 0 || p.memory.free != nil {
+			t.Errorf("%s: %d writers and %d kinds of buffers are left, want none", m.Recipe(), p.memory.writers, len(p.memory.free))
+		}
+	}
+}
+
 func TestFullDisk(t *testing.T) {
 	data := text(3 * zstdBlock)
 	for _, m := range []Method{{Level: level(1)}, {Type: Zstd}, {Type: Zstd, Level: level(7)}} {
