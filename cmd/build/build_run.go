@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"runtime"
 	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 
 	"github.com/docker/go-units"
 
@@ -84,17 +86,27 @@ func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 	if request.Call != "" {
 		return runCall(ctx, g, b, request, o.Frontend.Call)
 	}
+	// Whoever read what the build says and is gone (build … 2>&1 | head) ends it, in
+	// order, and not the program before it has cleaned up.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	building, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	options := display.Options{Broken: stop}
 	var show display.Display = display.Quiet(g.stderr)
 	if f, ok := g.stderr.(*os.File); ok {
-		if show, err = display.New(o.Progress, f, display.Options{}); err != nil {
+		if show, err = display.New(o.Progress, f, options); err != nil {
 			return err
 		}
 	} else if o.Progress != "quiet" {
-		show = display.Plain(g.stderr, display.Options{})
+		show = display.Plain(g.stderr, options)
 	}
 	request.Sink = show
-	res, err := b.Build(ctx, request)
-	if cerr := show.Close(); err == nil && cerr != nil {
+	res, err := b.Build(building, request)
+	cerr := show.Close()
+	switch {
+	case errors.Is(cerr, syscall.EPIPE):
+		return exitStatus(128 + int(syscall.SIGPIPE)) // nobody is there to be told
+	case err == nil:
 		err = cerr
 	}
 	if err != nil {

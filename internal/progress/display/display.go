@@ -31,6 +31,9 @@ type Options struct {
 	Now       func() time.Time // time.Now, if nil
 	NoColor   bool             // leave out colours; those of logs too
 	NoSummary bool             // neither warnings nor hints nor a summary at the end
+	// Broken is told, once, when lines cannot be written any more, by a goroutine of
+	// the display's. It may be nil.
+	Broken func(error)
 }
 
 func (o Options) now() time.Time {
@@ -61,7 +64,7 @@ func New(mode string, f *os.File, o Options) (Display, error) {
 	case "quiet":
 		return Quiet(f), nil
 	case "rawjson":
-		return JSON(f), nil
+		return JSON(f, o), nil
 	}
 	return nil, fmt.Errorf("progress %q: not one of auto, plain, tty, quiet, rawjson", mode)
 }

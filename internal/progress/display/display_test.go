@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -234,12 +235,21 @@ type broken struct{}
 func (broken) Write([]byte) (int, error) { return 0, os.ErrClosed }
 
 func TestCloseTellsOfWriteErrors(t *testing.T) {
-	for _, d := range []Display{Plain(broken{}, Options{}), JSON(broken{})} {
+	var told atomic.Int32
+	o := Options{Broken: func(err error) {
+		if errors.Is(err, os.ErrClosed) {
+			told.Add(1)
+		}
+	}}
+	for i, d := range []Display{Plain(broken{}, o), JSON(broken{}, o)} {
 		d.Emit(progress.Started{Step: "s", Name: "s", Time: began})
 		for range 2 {
 			if err := d.Close(); !errors.Is(err, os.ErrClosed) {
 				t.Errorf("%T.Close() = %v, want %v", d, err, os.ErrClosed)
 			}
+		}
+		if n := int(told.Load()); n != i+1 {
+			t.Errorf("%T called Broken %d times, want once", d, n-i)
 		}
 	}
 }
@@ -270,7 +280,7 @@ func TestOutput(t *testing.T) {
 
 func TestJSON(t *testing.T) {
 	var b bytes.Buffer
-	d := JSON(&b)
+	d := JSON(&b, Options{})
 	for _, e := range append(build(), log("blake3:a", 1, "a\xffb<")) {
 		d.Emit(e)
 	}

@@ -15,8 +15,8 @@ import (
 // counter, log, warning or hint; Close adds nothing. The other fields have the names
 // of progress's types in lower case, zero values are left out. A log's bytes
 // are "text", or "data" in base64 where they are no UTF-8. Times are RFC 3339.
-func JSON(w io.Writer) Display {
-	return &jsonLines{out: newQueue(w)}
+func JSON(w io.Writer, o Options) Display {
+	return &jsonLines{out: newQueue(w, o.Broken)}
 }
 
 type jsonLines struct {

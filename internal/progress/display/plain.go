@@ -35,7 +35,7 @@ const (
 // time in seconds since then, and are whatever bytes the step wrote.
 func Plain(w io.Writer, o Options) Display {
 	p := &plain{
-		o: o, out: newQueue(w), tracker: newTracker(o.now(), tailBytes),
+		o: o, out: newQueue(w, o.Broken), tracker: newTracker(o.now(), tailBytes),
 		partial: map[*step]*partial{},
 	}
 	p.tracker.begun = p.header

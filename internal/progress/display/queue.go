@@ -11,8 +11,9 @@ const queueLimit = 16 << 20
 // queue is a writer in front of a slower one: a build does not wait for the
 // terminal, unless it is far ahead of it.
 type queue struct {
-	w    io.Writer
-	done chan struct{}
+	w      io.Writer
+	broken func(error) // see Options; may be nil
+	done   chan struct{}
 
 	mu     sync.Mutex
 	change *sync.Cond
@@ -21,8 +22,8 @@ type queue struct {
 	err    error // the first; what comes after it is dropped
 }
 
-func newQueue(w io.Writer) *queue {
-	q := &queue{w: w, done: make(chan struct{})}
+func newQueue(w io.Writer, broken func(error)) *queue {
+	q := &queue{w: w, broken: broken, done: make(chan struct{})}
 	q.change = sync.NewCond(&q.mu)
 	go q.drain()
 	return q
@@ -60,12 +61,16 @@ func (q *queue) drain() {
 
 		if _, err := q.w.Write(p); err != nil {
 			q.mu.Lock()
-			if q.err == nil {
+			first := q.err == nil
+			if first {
 				q.err = err
 			}
 			q.data = nil
 			q.change.Broadcast()
 			q.mu.Unlock()
+			if first && q.broken != nil {
+				q.broken(err)
+			}
 		}
 	}
 }
