@@ -46,27 +46,10 @@ func readResult(path string) ([]byte, error) {
 // Result is what was kept under id, or under the one ID that begins with it;
 // "blake3:" in front may be left out. None is an fs.ErrNotExist.
 func (s *Store) Result(id string) ([]byte, error) {
-	id = strings.TrimPrefix(id, "blake3:")
-	if len(id) < 4 || strings.Trim(id, "0123456789abcdef") != "" {
-		return nil, fmt.Errorf("result %q: %w", id, fs.ErrNotExist)
-	}
-	list, err := os.ReadDir(filepath.Join(s.dir, "results"))
+	path, err := findResult(s.dir, id)
 	if err != nil {
 		return nil, err
 	}
-	found := ""
-	for _, e := range list {
-		if strings.HasPrefix(e.Name(), id) {
-			if found != "" {
-				return nil, fmt.Errorf("result %q: several begin so", id)
-			}
-			found = e.Name()
-		}
-	}
-	if found == "" {
-		return nil, fmt.Errorf("result %q: %w", id, fs.ErrNotExist)
-	}
-	path := filepath.Join(s.dir, "results", found)
 	data, err := readResult(path)
 	var damaged *DamagedError
 	if errors.As(err, &damaged) {
@@ -76,4 +59,36 @@ func (s *Store) Result(id string) ([]byte, error) {
 		return nil, err
 	}
 	return data, nil
+}
+
+// HasResult reports whether the state directory dir has the result that Result
+// finds under id. It need not be open.
+func HasResult(dir, id string) bool {
+	_, err := findResult(dir, id)
+	return err == nil
+}
+
+// findResult is the file of the one result whose ID begins with id.
+func findResult(dir, id string) (string, error) {
+	id = strings.TrimPrefix(id, "blake3:")
+	if len(id) < 4 || strings.Trim(id, "0123456789abcdef") != "" {
+		return "", fmt.Errorf("result %q: %w", id, fs.ErrNotExist)
+	}
+	list, err := os.ReadDir(filepath.Join(dir, "results"))
+	if err != nil {
+		return "", err
+	}
+	found := ""
+	for _, e := range list {
+		if strings.HasPrefix(e.Name(), id) {
+			if found != "" {
+				return "", fmt.Errorf("result %q: several begin so", id)
+			}
+			found = e.Name()
+		}
+	}
+	if found == "" {
+		return "", fmt.Errorf("result %q: %w", id, fs.ErrNotExist)
+	}
+	return filepath.Join(dir, "results", found), nil
 }

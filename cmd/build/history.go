@@ -33,7 +33,7 @@ func newHistoryCommand(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			found, err := s.Lookup(args[0])
+			found, err := g.lookUp(s, args[0])
 			if err != nil {
 				return err
 			}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -30,6 +31,18 @@ func (g *globals) images() (*image.Store, error) {
 		return nil, fmt.Errorf("open state directory: %w (choose another with --root)", err)
 	}
 	return image.Open(filepath.Join(root, "images"))
+}
+
+// lookUp finds an image in s. Where name is that of what a build without a name came
+// to, the error says how it gets one.
+func (g *globals) lookUp(s *image.Store, name string) (image.Found, error) {
+	found, err := s.Lookup(name)
+	if errors.Is(err, image.ErrNotFound) {
+		if root, rerr := g.stateDir(); rerr == nil && cache.HasResult(root, name) {
+			err = fmt.Errorf("%w: what a build came to without a name is no image yet, 'build tag %s NAME' makes it one", err, name)
+		}
+	}
+	return found, err
 }
 
 // imageRow is a line of `build images`. Its fields are those of Docker's

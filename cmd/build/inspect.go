@@ -47,7 +47,7 @@ func newInspectCommand(g *globals) *cobra.Command {
 			var all []any
 			var failed []error
 			for _, name := range args {
-				found, err := lookUpFor(s, name, platform)
+				found, err := g.lookUpFor(s, name, platform)
 				if err != nil {
 					failed = append(failed, err)
 					continue
@@ -103,8 +103,8 @@ func printInspected(g *globals, p printer, all []any) error {
 
 // lookUpFor finds an image, and of one for several platforms the wanted; empty
 // is this machine's.
-func lookUpFor(s *image.Store, name, platform string) (image.Found, error) {
-	found, err := s.Lookup(name)
+func (g *globals) lookUpFor(s *image.Store, name, platform string) (image.Found, error) {
+	found, err := g.lookUp(s, name)
 	if err != nil || platform == "" {
 		return found, err
 	}

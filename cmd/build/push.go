@@ -26,7 +26,7 @@ sent. Pulled layers go out as they came.`,
 		Args: arguments,
 		RunE: func(c *cobra.Command, args []string) error {
 			return g.withBuilder(c.Context(), func(b *builder.Builder) error {
-				found, err := b.Images.Lookup(args[0])
+				found, err := g.lookUp(b.Images, args[0])
 				if err != nil {
 					return err
 				}

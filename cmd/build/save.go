@@ -43,7 +43,7 @@ one that is there is added to.`,
 				out.Attrs[k] = v
 			}
 			return g.withBuilder(c.Context(), func(b *builder.Builder) error {
-				list, err := storedImages(b.Images, args, platform)
+				list, err := g.storedImages(b.Images, args, platform)
 				if err != nil {
 					return err
 				}
@@ -91,11 +91,11 @@ func saveOutput(dest, format string) (exporter.Output, error) {
 
 // storedImages looks up what the user names. Names of one image become one
 // image with several names.
-func storedImages(s *image.Store, args []string, platform string) ([]exporter.Stored, error) {
+func (g *globals) storedImages(s *image.Store, args []string, platform string) ([]exporter.Stored, error) {
 	var list []exporter.Stored
 	at := map[oci.Digest]int{}
 	for _, name := range args {
-		found, err := lookUpFor(s, name, platform)
+		found, err := g.lookUpFor(s, name, platform)
 		if err != nil {
 			return nil, err
 		}

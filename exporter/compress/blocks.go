@@ -33,7 +33,7 @@ type blockWriter struct {
 
 type packed struct {
 	data []byte
-	buf  []byte // of the pool's memory, for data where it is not too long
+	buf  []byte // of the pool's memory: data, where that is not too long; nil: none
 	err  error
 }
 
@@ -107,13 +107,16 @@ func (b *blockWriter) send(last bool) {
 	}
 	go func() {
 		b.pool.slots <- struct{}{}
-		buf := b.buffer()
-		data, err := b.pack(buf, block[:dict], block[dict:], last)
+		var p packed
+		if pooled { // else it is small, and so is what comes of it
+			p.buf = b.buffer()
+		}
+		p.data, p.err = b.pack(p.buf, block[:dict], block[dict:], last)
 		<-b.pool.slots
 		if pooled {
 			b.pool.memory.put(block)
 		}
-		out <- packed{data, buf, err}
+		out <- p
 	}()
 }
 
@@ -134,7 +137,9 @@ func (b *blockWriter) drain(w io.Writer) {
 			}
 			b.mu.Unlock()
 		}
-		b.pool.memory.put(p.buf)
+		if p.buf != nil {
+			b.pool.memory.put(p.buf)
+		}
 		<-b.pool.room
 	}
 }

@@ -332,6 +332,9 @@ func (b *bench) timed(ctx context.Context, w workload, is builder, contexts []st
 		o.Builds = append(o.Builds, command{Steps: is.argv(j), Env: is.env, Log: filepath.Join(b.dir, "logs", fmt.Sprintf("%s-%s", is.name, name))})
 	}
 	unix.Sync() // what was written before is not this build's
+	if err := touch(w.touch); err != nil {
+		return Sample{}, err
+	}
 	forgetPeaks(is.daemons)
 	before := daemonCPU(is.daemons)
 	t, err := timed(ctx, o)

@@ -32,6 +32,7 @@ type workload struct {
 	after   []string // it is these workloads, once each, and what they leave on disk
 	forget  bool     // a state of our own is emptied before each run
 	warm    bool     // each run's timed build comes after one without output
+	touch   int64    // so many bytes of memory are touched, and free again, before each run
 }
 
 // priming is what a builder does before the first round.
@@ -78,6 +79,8 @@ func (b *bench) workloads() []workload {
 	const cold, edited, same = "base image here, nothing else", "a line edited", "nothing to do"
 	named := func(name string, w workload) workload { w.name = name; return w }
 	onlyCopies := func(w workload) workload { w.alone = copyAlone; return w }
+	// As much as builders take for 1 GiB at most: two copies, and some more.
+	inPlace := func(w workload) workload { w.alone, w.touch = copyAlone, 4<<30; return w }
 	return []workload{
 		{name: "w1s", title: "nothing to do: 3 steps, one file", base: "busybox", runs: true, primed: primeSame,
 			files:      func(_ context.Context, dir string, _ int) error { return write(dir, "a.txt", "hello\n") },
@@ -91,6 +94,7 @@ func (b *bench) workloads() []workload {
 			dockerfile: from(numbered(50, func(i int) string { return fmt.Sprintf("RUN true %d", i) })...)},
 		{name: "w4", title: "8 stages of sleep 1, not cached", base: "busybox", runs: true, noCache: true, dockerfile: eightStages},
 		named("w5a", onlyCopies(large(nothing, "no name"))),
+		named("w5a+memory", inPlace(large(nothing, "no name, memory in place"))),
 		named("w5a+t", large(tagged, "with a name")),
 		named("w5a+oci", large(ociTar, "as an OCI archive")),
 		named("w5b", onlyCopies(small(nothing, "no name"))),
