@@ -105,7 +105,7 @@ func parseFlags(args []string) (options, error) {
 		f.PrintDefaults()
 		fmt.Fprintln(f.Output(), "\nworkloads:")
 		for _, w := range new(bench).workloads() {
-			fmt.Fprintf(f.Output(), "  %-10s%s\n", w.name, w.title)
+			fmt.Fprintf(f.Output(), "  %-12s%s\n", w.name, w.title)
 		}
 		fmt.Fprintln(f.Output(), "\ncurves:")
 		for _, c := range new(bench).curves() {

@@ -217,16 +217,16 @@ func (r Report) compares() bool {
 // printResult prints a workload's rows, below the table's head where it is the
 // first.
 func printResult(w io.Writer, r Result, first bool) {
-	const row = "%-10s%-16s%9s %9s %9s %9s %7s %9s %9s %9s %7s\n"
+	const row = "%-12s%-16s%9s %9s %9s %9s %7s %9s %9s %9s %7s\n"
 	if first {
 		fmt.Fprintf(w, row, "workload", "builder", "median s", "from", "to", "build/it", "CPU s", "client MB", "daemon MB", "state MB", "foreign")
 	}
 	if r.Failure != "" {
-		fmt.Fprintf(w, "%-10sfailed: %s\n", r.Name, r.Failure)
+		fmt.Fprintf(w, "%-12sfailed: %s\n", r.Name, r.Failure)
 	}
 	for _, e := range r.Entries {
 		if e.Failure != "" {
-			fmt.Fprintf(w, "%-10s%-16s failed: %s\n", r.Name, e.Builder, e.Failure)
+			fmt.Fprintf(w, "%-12s%-16s failed: %s\n", r.Name, e.Builder, e.Failure)
 			continue
 		}
 		low, high := bounds(e.values(wall))
@@ -239,7 +239,7 @@ func printResult(w io.Writer, r Result, first bool) {
 			f(0, median(e.values(client))/1e6), f(0, median(e.values(daemon))/1e6), f(0, float64(e.State)/1e6), f(2, median(e.values(foreign))))
 	}
 	if r.Layers > 0 {
-		fmt.Fprintf(w, "%-10sthe layers' tars have %.0f MB\n", r.Name, float64(r.Layers)/1e6)
+		fmt.Fprintf(w, "%-12sthe layers' tars have %.0f MB\n", r.Name, float64(r.Layers)/1e6)
 	}
 }
 
