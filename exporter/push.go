@@ -119,11 +119,12 @@ func (s *streamed) open(ctx context.Context) (io.ReadCloser, error) {
 	if !errors.Is(err, errFreed) {
 		return r, err
 	}
-	if s.g, err = s.maker.begin(ctx); err != nil {
+	again, err := s.maker.begin(ctx)
+	if err != nil {
 		return nil, err
 	}
-	s.kept = true
-	return s.g.open()
+	s.g, s.kept = again, true
+	return again.open()
 }
 
 func (s *streamed) desc(ctx context.Context) (oci.Descriptor, error) { return s.current().desc(ctx) }

@@ -2,8 +2,11 @@ package exporter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -157,6 +160,7 @@ func TestPush(t *testing.T) {
 type broken struct {
 	*watched
 	after int64
+	then  func() // called when it has; may be nil
 }
 
 func (b *broken) PushStream(ctx context.Context, ref oci.Reference, open func() (io.ReadCloser, error), desc func(context.Context) (oci.Descriptor, error)) error {
@@ -167,6 +171,9 @@ func (b *broken) PushStream(ctx context.Context, ref oci.Reference, open func() 
 	}
 	if err != nil {
 		return err
+	}
+	if b.then != nil {
+		b.then()
 	}
 	return b.watched.PushStream(ctx, ref, open, desc)
 }
@@ -185,7 +192,7 @@ func TestPushAgain(t *testing.T) {
 	} {
 		l, opened := built(name, 5<<20)
 		out := parse(t, fmt.Sprintf(`type=registry,compression-level=0,"name=`+tt.names+`"`, host))
-		if _, err := export(t, out, Options{Registry: &broken{client(), tt.after}, Store: store(t)}, resultOf(nil, imageOf("amd64", l))); err != nil {
+		if _, err := export(t, out, Options{Registry: &broken{watched: client(), after: tt.after}, Store: store(t)}, resultOf(nil, imageOf("amd64", l))); err != nil {
 			t.Fatal(err)
 		}
 		for n := range strings.SplitSeq(fmt.Sprintf(tt.names, host), ",") {
@@ -194,6 +201,22 @@ func TestPushAgain(t *testing.T) {
 		if n := opened.Load(); n != tt.made {
 			t.Errorf("%s: the layer was compressed %d times, want %d", name, n, tt.made)
 		}
+	}
+}
+
+// That it cannot be made again is an error.
+func TestPushAgainFails(t *testing.T) {
+	host, client := startRegistry(t)
+	l, _ := built("gone", 5<<20)
+	temp := t.TempDir()
+	c := &broken{watched: client(), after: 3 << 20, then: func() { os.RemoveAll(temp) }}
+	e, err := New(parse(t, "type=registry,compression-level=0,name="+host+"/again/fails"), Options{Registry: c, Store: store(t), Temp: temp})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close() // its file is gone
+	if _, err := e.Export(t.Context(), resultOf(nil, imageOf("amd64", l))); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Export = %v, want %v", err, fs.ErrNotExist)
 	}
 }
 

@@ -91,7 +91,11 @@ func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	building, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	options := display.Options{Broken: stop}
+	options := display.Options{Broken: func(err error) {
+		if errors.Is(err, syscall.EPIPE) { // a full disk is no reason to stop
+			stop(err)
+		}
+	}}
 	var show display.Display = display.Quiet(g.stderr)
 	if f, ok := g.stderr.(*os.File); ok {
 		if show, err = display.New(o.Progress, f, options); err != nil {

@@ -88,5 +88,7 @@ func deflate(level int, out, dict, block []byte, last bool) ([]byte, error) {
 	} else {
 		err = w.Flush()
 	}
-	return b.Bytes(), err
+	data := b.Bytes()
+	*b = bytes.Buffer{} // the pooled writer refers to it, and out is not for ever
+	return data, err
 }
