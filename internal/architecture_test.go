@@ -53,8 +53,9 @@ var rooms = map[string]room{
 	"cache/image/archive":       {floor: 1, also: []string{"cache/image"}}, // reads images into it
 	"executor/sandbox":          {floor: 1},
 	"executor/sandbox/cgroup":   {floor: 1},
-	"executor/sandbox/child":    {floor: 1},
+	"executor/sandbox/child":    {floor: 1, also: []string{"executor/sandbox/stub"}}, // leaves the rest to one
 	"executor/sandbox/seccomp":  {floor: 1},
+	"executor/sandbox/stub":     {floor: 1},                               // programs that make given system calls
 	"executor/archive":          {floor: 1, also: []string{"cache/tree"}}, // what an ADD unpacks
 	"executor/cdi":              {floor: 1},
 	"executor/network":          {floor: 1},

@@ -42,10 +42,7 @@ func startChild(name string, attr *syscall.SysProcAttr) (*started, error) {
 	theirs.Close()
 	if err != nil {
 		ours.Close()
-		if errors.Is(err, unix.EPERM) && os.Geteuid() != 0 {
-			err = fmt.Errorf("%w (this sandbox needs root)", err)
-		}
-		return nil, fmt.Errorf("start sandbox: %w", err)
+		return nil, needsRoot(fmt.Errorf("start sandbox: %w", err))
 	}
 	return &started{proc: proc, conn: ours}, nil
 }
@@ -91,13 +88,9 @@ func (f *started) launch(ctx context.Context, s Spec, c *child.Config) (*process
 
 // handshake tells the child what to do and hears how that went.
 func (p *process) handshake(conn *os.File, c *child.Config) error {
-	if !c.Privileged && c.Run == nil {
-		// Only now, so that it is done while the child starts.
-		filter, err := seccompFilter(c.Caps)
-		if err != nil {
-			return fmt.Errorf("start sandbox: %w", err)
-		}
-		c.Seccomp = filter
+	// Only now, so that it is done while the child starts.
+	if err := setFilter(c); err != nil {
+		return err
 	}
 	// A child that ends before it has read everything says why.
 	sendErr := child.WriteMessage(&rightsWriter{conn: conn, files: p.streams.child[:]}, 0, c)
@@ -139,6 +132,19 @@ func (p *process) handshake(conn *os.File, c *child.Config) error {
 			return childError(payload)
 		}
 	}
+}
+
+// setFilter gives c the filter of system calls.
+func setFilter(c *child.Config) error {
+	if c.Privileged || c.Run != nil {
+		return nil
+	}
+	filter, err := seccompFilter(c.Caps)
+	if err != nil {
+		return fmt.Errorf("start sandbox: %w", err)
+	}
+	c.Seccomp = filter
+	return nil
 }
 
 // errEarly is the error for a child that ended without a word.
@@ -199,7 +205,13 @@ func startProcess(exe int, name string, attr *os.ProcAttr) (proc *os.Process, er
 	starter.requests <- func() {
 		defer close(done)
 		var at int
-		if at, err = above(exe, attr.Files); err == nil {
+		files := make([]uintptr, len(attr.Files))
+		for i, f := range attr.Files {
+			if f != nil {
+				files[i] = f.Fd()
+			}
+		}
+		if at, err = above(exe, files); err == nil {
 			proc, err = os.StartProcess("/proc/self/fd/"+strconv.Itoa(at), []string{name}, attr)
 			unix.Close(at)
 		}
@@ -211,12 +223,10 @@ func startProcess(exe int, name string, attr *os.ProcAttr) (proc *os.Process, er
 // above returns a copy of exe that is out of the way of those numbers on which
 // package syscall puts descriptors in the child before it executes the path: in
 // the order of files, from the highest of them on, and one pipe of its own.
-func above(exe int, files []*os.File) (int, error) {
+func above(exe int, files []uintptr) (int, error) {
 	top := 0
 	for _, f := range files {
-		if f != nil {
-			top = max(top, int(f.Fd()))
-		}
+		top = max(top, int(f))
 	}
 	fd, err := unix.FcntlInt(uintptr(exe), unix.F_DUPFD_CLOEXEC, top+len(files)+8)
 	if err != nil {

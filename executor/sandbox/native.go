@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/861fb494/build/executor/sandbox/cgroup"
@@ -24,20 +25,25 @@ type NativeOptions struct {
 }
 
 // Native runs processes in namespaces of the kernel's, with no runtime but this
-// program: it executes itself again as the first process of the new namespaces,
-// which makes all mounts there and then executes what was asked for. So nothing
-// is ever mounted where this process is, and when it is killed the kernel takes
-// down what it had set up.
+// program. A thread of its own goes into new namespaces and makes all mounts there
+// that do not need to be made by their first process; that one, which it starts, is
+// a few hundred bytes of machine code (see package stub) that do the rest and
+// execute what was asked for. Where more is wanted of the first process, such as to
+// be an init or to have a terminal, or the kernel does not let us, it is this
+// program, executed again, which does it all. Either way nothing is ever mounted
+// where this process is, and when it is killed the kernel takes down what it had
+// set up.
 //
 // It needs root and Linux 5.6 (openat2(2)). main must call Reexec.
 type Native struct {
 	cgroups *cgroup.Tree
+	noStub  atomic.Bool // the kernel did not execute one
 
 	mu     sync.Mutex
 	spare  *spare // nil: none
 	warmed int    // how many have been made
 	closed bool
-	ending sync.WaitGroup // spare processes that are being ended
+	ending sync.WaitGroup // spare places that are being given up
 }
 
 // NewNative returns the sandbox of our own.
@@ -63,16 +69,54 @@ func (n *Native) Start(ctx context.Context, s Spec) (Process, error) {
 	if s.CgroupParent == "" {
 		s.CgroupParent = DefaultCgroupParent
 	}
-	if sp := n.take(s); sp != nil {
-		p, err := n.run(ctx, s, sp.started, sp.group, true)
-		if !errors.Is(err, errEarly) || ctx.Err() != nil {
+	if !s.Init && !s.Terminal && !n.noStub.Load() && stubsWork() {
+		p, err := n.startPlaced(ctx, s)
+		switch {
+		case errors.Is(err, errNoStub):
+			n.noStub.Store(true)
+		case !errors.Is(err, child.ErrInside):
 			return p, err
 		}
-		// It had been killed by somebody: that is no reason not to start another.
 	}
+	return n.startAgain(ctx, s)
+}
+
+// startPlaced starts s by way of a thread in new namespaces. It returns
+// child.ErrInside or errNoStub where that is not the way.
+func (n *Native) startPlaced(ctx context.Context, s Spec) (Process, error) {
+	pl := n.take(s)
+	if pl == nil {
+		var err error
+		group := n.cgroups.Unlimited(s.CgroupParent, s.ID)
+		if pl, err = newPlace(group, false); err != nil {
+			return nil, errors.Join(err, group.Remove())
+		}
+	}
+	c, err := n.config(s, pl.group)
+	if err == nil {
+		err = setFilter(c)
+	}
+	if err != nil {
+		return nil, errors.Join(err, pl.leave(), pl.group.Remove())
+	}
+	c.MakeNetNS = c.NewNetNS
+	p, err := pl.start(ctx, s, c)
+	if err != nil {
+		return nil, errors.Join(err, pl.group.Remove())
+	}
+	p.spec, p.group = s, pl.group
+	return p, nil
+}
+
+// startAgain starts s with this program as its first process.
+func (n *Native) startAgain(ctx context.Context, s Spec) (Process, error) {
 	// Without limits to hold, a machine that lets us make no cgroup is no error:
 	// the PID namespace ends all processes too.
 	group := n.cgroups.Unlimited(s.CgroupParent, s.ID)
+	c, err := n.config(s, group)
+	if err != nil {
+		return nil, errors.Join(err, group.Remove())
+	}
 	name, flags := child.Name, uintptr(0)
 	if s.Init {
 		name = child.SupervisorName
@@ -84,7 +128,12 @@ func (n *Native) Start(ctx context.Context, s Spec) (Process, error) {
 	if err != nil {
 		return nil, errors.Join(err, group.Remove())
 	}
-	return n.run(ctx, s, first, group, false)
+	p, err := first.launch(ctx, s, c)
+	if err != nil {
+		return nil, errors.Join(err, group.Remove())
+	}
+	p.spec, p.group = s, group
+	return p, nil
 }
 
 // startFirst starts the first process of new namespaces: those that every sandbox
@@ -106,30 +155,21 @@ func startFirst(group *cgroup.Group, name string, flags uintptr) (*started, erro
 	return startChild(name, &attr)
 }
 
-// run has first, which is in group, run s. spare says that it was started before
-// it was known what for. After an error both are gone.
-func (n *Native) run(ctx context.Context, s Spec, first *started, group *cgroup.Group, spare bool) (Process, error) {
+// config is s as told to who makes the sandbox. It sets the limits of its group.
+func (n *Native) config(s Spec, group *cgroup.Group) (*child.Config, error) {
 	limits := cgroup.Limits{Memory: s.Resources.Memory, CPUs: s.Resources.CPUs, PIDs: s.Resources.PIDs, Devices: !s.Privileged, Allow: s.rules()}
 	if err := n.cgroups.Limit(group, limits); err != nil {
-		first.end()
-		return nil, errors.Join(err, group.Remove())
+		return nil, err
 	}
 	c := newConfig(s.withDevices())
 	if err := group.DevicesErr(); !s.Privileged && err != nil {
 		if err := s.needsGroup(err); err != nil {
-			first.end()
-			return nil, errors.Join(err, group.Remove())
+			return nil, err
 		}
 		noDev(c)
 	}
 	c.Cgroups, c.CgroupV1, c.CgroupV2 = group.Join(), group.Dirs(), group.Unified()
-	c.MakeNetNS = spare && c.NewNetNS
-	p, err := first.launch(ctx, s, c)
-	if err != nil {
-		return nil, errors.Join(err, group.Remove())
-	}
-	p.spec, p.group = s, group
-	return p, nil
+	return c, nil
 }
 
 // DefaultCgroupParent is the cgroup that those of steps are made in.

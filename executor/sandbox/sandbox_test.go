@@ -63,6 +63,12 @@ func eachSandbox(t *testing.T, f func(t *testing.T, s sandbox.Sandbox)) {
 			t.Error(err)
 		}
 	})
+	t.Run("native, executed again", func(t *testing.T) {
+		need(t, "busybox")
+		n := sandbox.NewNative(sandbox.NativeOptions{})
+		n.StartAgain()
+		f(t, n)
+	})
 	t.Run("runc", func(t *testing.T) {
 		need(t, "busybox", "runc")
 		dir := t.TempDir()

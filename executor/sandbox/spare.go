@@ -1,11 +1,9 @@
 package sandbox
 
 import (
+	"errors"
 	"strconv"
 	"time"
-
-	"github.com/861fb494/build/executor/sandbox/cgroup"
-	"github.com/861fb494/build/executor/sandbox/child"
 )
 
 // Warmer is a Sandbox that can begin before it knows with what.
@@ -19,29 +17,24 @@ type Warmer interface {
 	Close() error
 }
 
-// spare is the first process of a sandbox to come. Most of the time that a sandbox
-// takes to start goes by before this program's runtime has started in it and has
-// read what to do, which is the same for all. It is in namespaces of its own
-// already, and mounts what nearly every sandbox has. It holds the host's mounts,
-// which it would keep busy where they are not shared with it: so it does not wait
-// for long.
+// spare is the place of a sandbox to come. What nearly every sandbox has is mounted
+// there already. It holds the host's mounts, which it would keep busy where they are
+// not shared with it: so it does not wait for long.
 type spare struct {
 	parent string
 	expiry *time.Timer
-	ready  chan struct{} // closed when the rest is set
-	*started
-	group *cgroup.Group
-	err   error
+	ready  chan struct{} // closed when place is set
+	place  *place        // nil: it could not be made
 }
 
-// spareLife is how long a spare process waits.
+// spareLife is how long a spare place waits.
 const spareLife = time.Second
 
 // Warm implements Warmer.
 func (n *Native) Warm(id, parent string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.spare != nil || n.closed {
+	if n.spare != nil || n.closed || n.noStub.Load() || !stubsWork() {
 		return
 	}
 	n.warmed++
@@ -51,31 +44,32 @@ func (n *Native) Warm(id, parent string) {
 	sp.expiry = time.AfterFunc(spareLife, func() { _ = n.giveUp(sp) }) // what is left is swept
 	go func() {
 		defer close(sp.ready)
-		sp.group = n.cgroups.Unlimited(parent, id)
-		if sp.started, sp.err = startFirst(sp.group, child.Name, 0); sp.err != nil {
-			_ = sp.group.Remove() // whoever starts one finds out what is wrong
+		group := n.cgroups.Unlimited(parent, id)
+		pl, err := newPlace(group, true)
+		if err != nil {
+			_ = group.Remove() // whoever starts one finds out what is wrong
+			return
 		}
+		sp.place = pl
 	}()
 }
 
-// take is the spare process, if there is one that can run s.
-func (n *Native) take(s Spec) *spare {
+// take is the spare place, if there is one that can be that of s.
+func (n *Native) take(s Spec) *place {
 	n.mu.Lock()
 	sp := n.spare
-	if sp == nil || s.Init || s.CgroupParent != sp.parent {
+	if sp == nil || s.CgroupParent != sp.parent {
 		n.mu.Unlock()
 		return nil
 	}
 	n.spare = nil
 	n.mu.Unlock()
 	sp.expiry.Stop()
-	if <-sp.ready; sp.err != nil {
-		return nil
-	}
-	return sp
+	<-sp.ready
+	return sp.place
 }
 
-// giveUp ends the spare process sp, unless it has been taken.
+// giveUp gives the spare place sp up, unless it has been taken.
 func (n *Native) giveUp(sp *spare) error {
 	n.mu.Lock()
 	if n.spare != sp {
@@ -87,11 +81,10 @@ func (n *Native) giveUp(sp *spare) error {
 	n.mu.Unlock()
 	defer n.ending.Done()
 	sp.expiry.Stop()
-	if <-sp.ready; sp.err != nil {
+	if <-sp.ready; sp.place == nil {
 		return nil
 	}
-	sp.end()
-	return sp.group.Remove()
+	return errors.Join(sp.place.leave(), sp.place.group.Remove())
 }
 
 // Close implements Warmer.

@@ -1,48 +1,35 @@
 package sandbox_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/861fb494/build/executor/sandbox"
 )
 
-// spares are the processes that wait to be a sandbox's first, children of this one.
-func spares(t *testing.T) []int {
+// waitSpares waits until the cgroups of places that wait for a sandbox are those.
+func waitSpares(t *testing.T, want ...string) {
 	t.Helper()
-	var out []int
-	lists, _ := filepath.Glob("/proc/self/task/*/children") // the only error is one of the pattern
-	for _, l := range lists {
-		data, _ := os.ReadFile(l) // gone with its thread
-		for _, f := range strings.Fields(string(data)) {
-			pid, err := strconv.Atoi(f)
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		got := []string{}
+		for _, pattern := range []string{"/sys/fs/cgroup/%s/*-next-*", "/sys/fs/cgroup/unified/%s/*-next-*"} {
+			dirs, err := filepath.Glob(fmt.Sprintf(pattern, testGroup))
 			if err != nil {
 				t.Fatal(err)
 			}
-			args, _ := os.ReadFile(filepath.Join("/proc", f, "cmdline"))
-			if strings.HasPrefix(string(args), "build-sandbox\x00") {
-				out = append(out, pid)
+			for _, d := range dirs {
+				got = append(got, filepath.Base(d))
 			}
 		}
-	}
-	return out
-}
-
-// waitSpares waits until there are n of them.
-func waitSpares(t *testing.T, n int) []int {
-	t.Helper()
-	for began := time.Now(); ; time.Sleep(time.Millisecond) {
-		got := spares(t)
-		if len(got) == n {
-			return got
+		if strings.Join(got, " ") == strings.Join(want, " ") {
+			return
 		}
 		if time.Since(began) > 20*time.Second {
-			t.Fatalf("%d processes wait, want %d", len(got), n)
+			t.Fatalf("%q wait, want %q", got, want)
 		}
 	}
 }
@@ -59,45 +46,36 @@ func TestWarm(t *testing.T) {
 		}
 	}
 
-	// It becomes the first process of the next sandbox, and of no other parent's.
+	// It becomes the place of the next sandbox, and of no other parent's.
 	n.Warm("a", testGroup)
 	n.Warm("b", testGroup)
-	pid := waitSpares(t, 1)[0]
+	waitSpares(t, "a-next-1")
 	s.CgroupParent = "build-elsewhere"
 	check("another parent")
-	if got := spares(t); len(got) != 1 || got[0] != pid {
-		t.Errorf("%v wait, want %d", got, pid)
-	}
+	waitSpares(t, "a-next-1")
 	s.CgroupParent = testGroup
 	p, err := n.Start(t.Context(), s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Pid() != pid {
-		t.Errorf("the process is %d, want %d, which was there", p.Pid(), pid)
+	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.Pid()))
+	if !strings.Contains(string(groups), "/a-next-1\n") {
+		t.Errorf("the process is in %s (%v), want a-next-1", groups, err)
 	}
 	if err := p.Wait(); err != nil {
 		t.Error(err)
 	}
-
-	// One that was killed is no reason to fail.
-	n.Warm("c", testGroup)
-	if err := syscall.Kill(waitSpares(t, 1)[0], syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	check("after a kill")
+	waitSpares(t)
 
 	// It does not wait for long, and not at all after Close.
 	n.Warm("d", testGroup)
-	waitSpares(t, 1)
-	waitSpares(t, 0)
+	waitSpares(t, "d-next-2")
+	waitSpares(t)
 	n.Warm("e", testGroup)
 	if err := n.Close(); err != nil {
 		t.Error(err)
 	}
 	n.Warm("f", testGroup)
-	if got := spares(t); len(got) != 0 {
-		t.Errorf("%v wait after Close", got)
-	}
+	waitSpares(t)
 	check("after Close")
 }

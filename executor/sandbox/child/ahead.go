@@ -26,12 +26,13 @@ var (
 
 // makeAhead mounts the filesystems that nearly every sandbox has, while its first
 // process waits to be told what to do. They belong to the namespaces that this
-// process is in already: those of processes and of System V IPC. What cannot be
-// made is left out: who needs it then mounts it, and hears why it fails.
-func makeAhead() (ahead []made) {
+// thread is in already: those of processes and of System V IPC. What cannot be
+// made is left out: who needs it then mounts it, and hears why it fails. outside
+// says that this is not the first process.
+func makeAhead(outside bool) (ahead []made) {
 	usual := Config{ShmSize: DefaultShmSize}
 	for _, m := range append(usual.StandardMounts(), covering, inMemory) {
-		if isBind(m.Options) {
+		if isBind(m.Options) || outside && ofInside(m) {
 			continue
 		}
 		fd, err := filesystemTree(m)

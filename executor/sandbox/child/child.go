@@ -18,7 +18,9 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"syscall"
 
+	"github.com/861fb494/build/executor/sandbox/stub"
 	"golang.org/x/sys/unix"
 )
 
@@ -70,7 +72,7 @@ func Open() (*Control, *Config, error) {
 	// In a process namespace of its own, and nothing to do yet.
 	var ahead []made
 	if os.Getpid() == 1 && !ctl.readable() {
-		ahead = makeAhead()
+		ahead = makeAhead(false)
 	}
 	_, payload, err := ReadMessage(ctl)
 	if err != nil {
@@ -123,33 +125,14 @@ func (c *Config) Enter(ctl *Control) error {
 // enter moves this process into the sandbox: network, mounts, root, host name.
 // It returns the master of the terminal, if there is to be one, or -1.
 func (c *Config) enter() (console int, made []MadeDir, err error) {
-	if c.NetNS != "" {
-		if err := setns(c.NetNS, unix.CLONE_NEWNET); err != nil {
-			return -1, nil, fmt.Errorf("join network namespace: %w", err)
-		}
+	if err := c.enterNetwork(); err != nil {
+		return -1, nil, err
 	}
-	if c.MakeNetNS {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return -1, nil, fmt.Errorf("unshare network namespace: %w", err)
-		}
-	}
-	if c.NewNetNS {
-		if err := loopbackUp(); err != nil {
-			return -1, nil, err
-		}
-	}
-	// Only now that this process is in its cgroup, which becomes the top one.
-	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil && !errors.Is(err, unix.EINVAL) {
-		return -1, nil, fmt.Errorf("unshare cgroup namespace: %w", err)
-	}
-	if c.Hostname != "" {
-		if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
-			return -1, nil, fmt.Errorf("set host name %q: %w", c.Hostname, err)
-		}
-	}
-	// A session keyring of its own: the host's may hold secrets.
-	if _, err := unix.KeyctlJoinSessionKeyring("_ses.build"); err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
-		return -1, nil, fmt.Errorf("new session keyring: %w", err)
+	p := new(stub.Program)
+	addNewCgroupNS(p)
+	addNewKeyring(p)
+	if err := p.Run(); err != nil {
+		return -1, nil, err
 	}
 	r, err := c.mountAll()
 	if err != nil {
@@ -161,10 +144,52 @@ func (c *Config) enter() (console int, made []MadeDir, err error) {
 			return -1, nil, err
 		}
 	}
-	if err := r.pivot(c.ReadOnly); err != nil {
+	if err := r.pivot(); err != nil {
 		return -1, nil, err
 	}
 	return console, r.made(), c.chdir()
+}
+
+// enterNetwork gives this thread its network and its host name.
+func (c *Config) enterNetwork() error {
+	if c.NetNS != "" {
+		if err := setns(c.NetNS, unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("join network namespace: %w", err)
+		}
+	}
+	if c.MakeNetNS {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("unshare network namespace: %w", err)
+		}
+	}
+	if c.NewNetNS {
+		if err := loopbackUp(); err != nil {
+			return err
+		}
+	}
+	if c.Hostname != "" {
+		if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
+			return fmt.Errorf("set host name %q: %w", c.Hostname, err)
+		}
+	}
+	return nil
+}
+
+// addNewCgroupNS makes the cgroup that the process is in the top one of those that
+// it sees.
+func addNewCgroupNS(p *stub.Program) {
+	p.Add(stub.Call{
+		What: "unshare cgroup namespace", Number: unix.SYS_UNSHARE, Args: []stub.Arg{stub.Int(unix.CLONE_NEWCGROUP)},
+		Tolerate: []syscall.Errno{unix.EINVAL}, // a kernel without
+	})
+}
+
+// addNewKeyring makes a session keyring of its own: the host's may hold secrets.
+func addNewKeyring(p *stub.Program) {
+	p.Add(stub.Call{
+		What: "new session keyring", Number: unix.SYS_KEYCTL, Args: []stub.Arg{stub.Int(unix.KEYCTL_JOIN_SESSION_KEYRING), p.String("_ses.build")},
+		Tolerate: []syscall.Errno{unix.ENOSYS, unix.EPERM},
+	})
 }
 
 // closeOnExec marks all descriptors from first on, so that execve(2) closes

@@ -92,7 +92,8 @@ type Config struct {
 	NoNewPrivs bool
 	Seccomp    []byte // struct sock_filter's; empty: no filter
 
-	ahead []made // what was mounted before this was known
+	ahead   []made // what was mounted before this was known
+	outside bool   // it is not the first process that reads it: see Prepare
 }
 
 // Kinds of message that the child sends. The end of the stream after MsgReady

@@ -249,6 +249,9 @@ func attach(fd, at int, path string) error {
 
 // mount mounts m at m.Target in the root.
 func (r *rootfs) mount(m Mount) error {
+	if r.outside && ofInside(m) {
+		return r.leaveInside(m)
+	}
 	var fd int
 	var err error
 	switch {
@@ -290,6 +293,9 @@ func (r *rootfs) mountFD(fd int, target string) error {
 		return err
 	}
 	defer unix.Close(at)
+	if r.isInside(at) {
+		return ErrInside
+	}
 	if err := attach(fd, at, ""); err != nil {
 		// The kernel says no more than EINVAL.
 		if e := unix.Fstat(at, &st); e == nil && isDir != (st.Mode&unix.S_IFMT == unix.S_IFDIR) {

@@ -58,6 +58,9 @@ func (r *rootfs) ensure(p string, dir, record bool, links int) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(parent)
+	if r.isInside(parent) {
+		return -1, ErrInside
+	}
 	// What the lookup did not find may be there after all, as a link that
 	// leads to nothing.
 	if to, err := readlinkat(parent, base); err == nil {

@@ -7,6 +7,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/861fb494/build/executor/sandbox/stub"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,6 +26,12 @@ type rootfs struct {
 	ahead         []made     // filesystems that nobody has needed yet
 	devFilled     bool       // /dev has the default devices
 	dirs          []*MadeDir // parents of mount points that were made, in order
+
+	// outside says that this is not the sandbox's first process, and inside what
+	// is left for that to mount: see Prepare.
+	outside bool
+	inside  []insideMount
+	covers  []coveredPath
 }
 
 // mountRoot detaches the mount namespace from the host's and mounts the root in
@@ -33,13 +40,14 @@ func (c *Config) mountRoot(base string) (*rootfs, error) {
 	m := c.Root
 	// Slave, so that what the host unmounts meanwhile is not held by us; and
 	// nothing of ours reaches the host.
+	r := &rootfs{fd: -1, base: base, upper: c.Upper, nodev: c.NoDev, memory: -1, ahead: c.ahead, outside: c.outside}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		r.close()
 		return nil, fmt.Errorf("make mount namespace private: %w", err)
 	}
 	if c.NoDev {
 		m.Options = append([]string{"nodev"}, m.Options...)
 	}
-	r := &rootfs{base: base, upper: c.Upper, nodev: c.NoDev, memory: -1, ahead: c.ahead}
 	var err error
 	switch m.Type {
 	case "overlay":
@@ -50,38 +58,53 @@ func (c *Config) mountRoot(base string) (*rootfs, error) {
 		r.fd, err = filesystemTree(m)
 	}
 	if err != nil {
+		r.fd = -1
+		r.close()
 		return nil, fmt.Errorf("mount root: %w", err)
 	}
 	if err := attach(r.fd, unix.AT_FDCWD, base); err != nil {
+		r.close()
 		return nil, fmt.Errorf("mount root: %w", err)
 	}
 	return r, nil
 }
 
+// close closes the descriptors. The mounts are left to the mount namespace.
+func (r *rootfs) close() {
+	closeFD(r.fd)
+	r.fd = -1
+	r.closeMemory()
+	r.closeAhead()
+	for _, m := range r.inside {
+		unix.Close(m.at)
+	}
+	for _, p := range r.covers {
+		unix.Close(p.fd)
+	}
+	r.inside, r.covers = nil, nil
+}
+
 // pivot makes r the root of this process and lets go of the old one.
-func (r *rootfs) pivot(readOnly bool) error {
-	if readOnly {
-		if err := setAttr(r.fd, unix.MOUNT_ATTR_RDONLY, 0, false); err != nil {
-			return fmt.Errorf("make root read-only: %w", err)
-		}
-	}
-	if err := unix.Fchdir(r.fd); err != nil {
-		return fmt.Errorf("enter root: %w", err)
-	}
-	// The old root ends up on top of the new one (pivot_root(2), "pivot_root
-	// (".", ".")"), and is taken away from there.
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("pivot_root: %w", err)
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("unmount old root: %w", err)
-	}
-	if err := unix.Chdir("/"); err != nil {
-		return fmt.Errorf("enter root: %w", err)
+func (r *rootfs) pivot() error {
+	p := new(stub.Program)
+	addPivot(p, stub.Int(r.fd))
+	if err := p.Run(); err != nil {
+		return err
 	}
 	unix.Close(r.fd)
 	r.fd = -1
 	return nil
+}
+
+// addPivot makes the directory root the root, and lets go of the old one.
+func addPivot(p *stub.Program, root stub.Arg) {
+	here := p.String(".")
+	p.Do("enter root", unix.SYS_FCHDIR, root)
+	// The old root ends up on top of the new one (pivot_root(2), "pivot_root
+	// (".", ".")"), and is taken away from there.
+	p.Do("pivot_root", unix.SYS_PIVOT_ROOT, here, here)
+	p.Do("unmount old root", unix.SYS_UMOUNT2, here, stub.Int(unix.MNT_DETACH))
+	p.Do("enter root", unix.SYS_CHDIR, p.String("/"))
 }
 
 // overlayTree makes an overlay mount that is attached nowhere yet. A lower

@@ -55,23 +55,37 @@ var (
 	ReadOnlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 )
 
-// mountAll makes all mounts, in a mount namespace that is this process's own.
+// mountAll makes all mounts, in a mount namespace that is this thread's own.
 func (c *Config) mountAll() (*rootfs, error) {
 	r, err := c.mountRoot("/")
 	if err != nil {
 		return nil, err
 	}
-	defer r.closeAhead()
+	err = r.mountAll(c)
+	r.closeAhead()
+	r.noteMade()
+	if err == nil && c.ReadOnly {
+		if err = setAttr(r.fd, unix.MOUNT_ATTR_RDONLY, 0, false); err != nil {
+			err = fmt.Errorf("make root read-only: %w", err)
+		}
+	}
+	if err != nil {
+		r.close()
+	}
+	return r, err // for what has been made
+}
+
+func (r *rootfs) mountAll(c *Config) (err error) {
 	for _, m := range c.StandardMounts() {
 		if err := r.mount(m); err != nil {
-			return nil, fmt.Errorf("mount %w", err)
+			return fmt.Errorf("mount %w", err)
 		}
 	}
 	if err := r.devices(c.Privileged); err != nil {
-		return nil, err
+		return err
 	}
 	if err := r.mountCgroups(c); err != nil {
-		return nil, err
+		return err
 	}
 	// Before the mounts that others have a say in: what they put at /dev/null is no
 	// cover.
@@ -79,27 +93,33 @@ func (c *Config) mountAll() (*rootfs, error) {
 	defer null.close()
 	if !c.Privileged {
 		if null.fd, err = r.clone("/dev/null"); err != nil {
-			return nil, fmt.Errorf("mask: %w", err)
+			return fmt.Errorf("mask: %w", err)
+		}
+		if err := r.coverInside(); err != nil {
+			return fmt.Errorf("mask: %w", err)
 		}
 	}
 	for _, m := range c.Mounts {
+		if r.outside && ofInside(m) {
+			return ErrInside // after those of before it
+		}
 		if err := r.mount(m); err != nil {
-			return nil, fmt.Errorf("mount %w", err)
+			return fmt.Errorf("mount %w", err)
 		}
 	}
 	r.closeMemory()
 	if !c.Privileged {
-		if err := r.mask(&null); err != nil {
-			return nil, err
-		}
+		return r.mask(&null)
 	}
-	r.noteMade()
-	return r, nil
+	return nil
 }
 
 // mask hides MaskedPaths, files with null, and protects ReadOnlyPaths.
 func (r *rootfs) mask(null *cover) error {
 	for _, p := range ReadOnlyPaths {
+		if r.outside && inProc(p) {
+			continue
+		}
 		if err := r.rebind(p, unix.MOUNT_ATTR_RDONLY); err != nil {
 			return fmt.Errorf("read-only path: %w", err)
 		}
@@ -107,6 +127,9 @@ func (r *rootfs) mask(null *cover) error {
 	empty := cover{fd: -1} // one read-only tmpfs for all directories
 	defer empty.close()
 	for _, p := range MaskedPaths {
+		if r.outside && inProc(p) {
+			continue
+		}
 		if err := r.maskPath(p, null, &empty); err != nil {
 			return fmt.Errorf("mask %s: %w", p, err)
 		}

@@ -1,14 +1,18 @@
 package child
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"unsafe"
 
+	"github.com/861fb494/build/executor/sandbox/stub"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,122 +30,102 @@ func AllCaps() uint64 {
 // of the bounding set, new privileges, system calls. What it executes or forks
 // inherits that. User and permitted capabilities are left to become.
 func (c *Config) restrict() error {
-	c.Caps &= AllCaps()
-	for n := range uintptr(64) {
-		if c.Caps&(1<<n) != 0 {
-			continue
-		}
-		if err := unix.Prctl(unix.PR_CAPBSET_DROP, n, 0, 0, 0); err == unix.EINVAL {
-			break // the kernel has no more
-		} else if err != nil {
-			return fmt.Errorf("drop capability %d: %w", n, err)
+	for _, r := range c.Rlimits {
+		// By package syscall: it then knows that it must not put back, at execve,
+		// the limit on open files that it raised for this program.
+		if err := syscall.Setrlimit(r.Resource, &syscall.Rlimit{Cur: r.Soft, Max: r.Hard}); err != nil {
+			return rlimitError(r, err)
 		}
 	}
-	for _, r := range c.Rlimits {
-		if err := setRlimit(r); err != nil {
-			return err
+	p := new(stub.Program)
+	c.addRestrict(p)
+	return p.Run()
+}
+
+// addRestrict adds what restrict does, but for resource limits.
+func (c *Config) addRestrict(p *stub.Program) {
+	c.Caps &= AllCaps()
+	for n := range lastCap() + 1 {
+		if c.Caps&(1<<n) == 0 {
+			p.Do("drop capability "+strconv.Itoa(n), unix.SYS_PRCTL, stub.Int(unix.PR_CAPBSET_DROP), stub.Int(n), stub.Int(0), stub.Int(0), stub.Int(0))
 		}
 	}
 	if c.NoNewPrivs {
-		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-			return fmt.Errorf("prctl PR_SET_NO_NEW_PRIVS: %w", err)
-		}
+		p.Do("prctl PR_SET_NO_NEW_PRIVS", unix.SYS_PRCTL, stub.Int(unix.PR_SET_NO_NEW_PRIVS), stub.Int(1), stub.Int(0), stub.Int(0), stub.Int(0))
 	}
 	// Here, and not later, as without no_new_privs it takes CAP_SYS_ADMIN. What
 	// is still to be called the standard profile allows.
-	return c.filterSyscalls()
+	if len(c.Seccomp) > 0 {
+		// struct sock_fprog. SPEC_ALLOW as runc has it: the mitigation it turns off
+		// costs far more than the filter.
+		filter := p.Words(stub.Uint(uint64(len(c.Seccomp)/8)), p.Bytes(c.Seccomp))
+		p.Do("load seccomp filter", unix.SYS_SECCOMP, stub.Int(unix.SECCOMP_SET_MODE_FILTER), stub.Int(unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW), filter)
+	}
 }
 
-func (c *Config) filterSyscalls() error {
-	if len(c.Seccomp) == 0 {
-		return nil
-	}
-	prog := unix.SockFprog{Len: uint16(len(c.Seccomp) / 8), Filter: (*unix.SockFilter)(unsafe.Pointer(&c.Seccomp[0]))}
-	// SPEC_ALLOW as runc has it: the mitigation it turns off costs far more
-	// than the filter.
-	for _, flags := range []uintptr{unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, 0} {
-		_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
-		if errno == 0 {
-			return nil
-		}
-		if errno != unix.EINVAL || flags == 0 {
-			return fmt.Errorf("load seccomp filter: %w", errno)
+// lastCap is the highest capability that the kernel has.
+var lastCap = sync.OnceValue(func() int {
+	for n := range 64 {
+		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(n), 0, 0, 0); err != nil {
+			return n - 1
 		}
 	}
-	return nil
-}
+	return 63
+})
 
-// become takes on the user and its capabilities, on this thread alone. (What
+// addBecome takes on the user and its capabilities, on one thread alone. (What
 // package syscall has for this goes to all threads, and they have no need.)
-func (c *Config) become() error {
-	groups := c.User.Groups
-	var p unsafe.Pointer
-	if len(groups) > 0 {
-		p = unsafe.Pointer(&groups[0])
+func (c *Config) addBecome(p *stub.Program) {
+	groups := make([]byte, 0, 4*len(c.User.Groups))
+	for _, g := range c.User.Groups {
+		groups = binary.NativeEndian.AppendUint32(groups, g)
 	}
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(p), 0); errno != 0 {
-		return fmt.Errorf("set supplementary groups: %w", errno)
-	}
-	gid, uid := uintptr(c.User.GID), uintptr(c.User.UID)
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, gid, gid, gid); errno != 0 {
-		return fmt.Errorf("set group %d: %w", gid, errno)
-	}
+	gid, uid := stub.Uint(uint64(c.User.GID)), stub.Uint(uint64(c.User.UID))
+	p.Do("set supplementary groups", unix.SYS_SETGROUPS, stub.Int(len(c.User.Groups)), p.Bytes(groups))
+	p.Do(fmt.Sprint("set group ", c.User.GID), unix.SYS_SETRESGID, gid, gid, gid)
 	if c.Ambient {
 		// Else leaving user 0 clears what is to become ambient.
-		if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
-			return fmt.Errorf("prctl PR_SET_KEEPCAPS: %w", err)
-		}
+		p.Do("prctl PR_SET_KEEPCAPS", unix.SYS_PRCTL, stub.Int(unix.PR_SET_KEEPCAPS), stub.Int(1), stub.Int(0), stub.Int(0), stub.Int(0))
 	}
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uid, uid, uid); errno != 0 {
-		return fmt.Errorf("set user %d: %w", uid, errno)
-	}
-	if err := c.setCaps(c.User.UID); err != nil {
-		return err
-	}
+	p.Do(fmt.Sprint("set user ", c.User.UID), unix.SYS_SETRESUID, uid, uid, uid)
+	c.addCaps(p, c.User.UID)
 	// Taking on another user cleared it (prctl(2)).
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
-		return fmt.Errorf("prctl PR_SET_PDEATHSIG: %w", err)
-	}
-	return nil
+	p.Do("prctl PR_SET_PDEATHSIG", unix.SYS_PRCTL, stub.Int(unix.PR_SET_PDEATHSIG), stub.Int(int(unix.SIGKILL)), stub.Int(0), stub.Int(0), stub.Int(0))
 }
 
-// setCaps sets the capabilities of this thread to those of a user. One other
+// addCaps sets the capabilities of a thread to those of a user. One other
 // than 0 has none, unless they are ambient, and gets none by execve(2).
-func (c *Config) setCaps(uid uint32) error {
+func (c *Config) addCaps(p *stub.Program, uid uint32) {
 	caps := c.Caps
 	if uid != 0 && !c.Ambient {
 		caps = 0
 	}
-	low, high := uint32(caps), uint32(caps>>32)
-	data := [2]unix.CapUserData{{Effective: low, Permitted: low}, {Effective: high, Permitted: high}}
+	inheritable := uint64(0)
 	if c.Ambient {
-		data[0].Inheritable, data[1].Inheritable = low, high
+		inheritable = caps
 	}
-	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	if err := unix.Capset(&head, &data[0]); err != nil {
-		return fmt.Errorf("set capabilities: %w", err)
+	// struct __user_cap_header_struct, and two of __user_cap_data_struct.
+	head := binary.NativeEndian.AppendUint32(nil, unix.LINUX_CAPABILITY_VERSION_3)
+	head = binary.NativeEndian.AppendUint32(head, 0)
+	var data []byte
+	for _, half := range [2]int{0, 32} {
+		for _, set := range [3]uint64{caps, caps, inheritable} { // effective, permitted, inheritable
+			data = binary.NativeEndian.AppendUint32(data, uint32(set>>half))
+		}
 	}
+	p.Do("set capabilities", unix.SYS_CAPSET, p.Bytes(head), p.Bytes(data))
 	if !c.Ambient {
-		return nil
+		return
 	}
-	for n := range uintptr(64) {
-		if caps&(1<<n) == 0 {
-			continue
-		}
-		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, n, 0, 0); err != nil {
-			return fmt.Errorf("raise ambient capability %d: %w", n, err)
+	for n := range lastCap() + 1 {
+		if caps&(1<<n) != 0 {
+			p.Do("raise ambient capability "+strconv.Itoa(n), unix.SYS_PRCTL, stub.Int(unix.PR_CAP_AMBIENT), stub.Int(unix.PR_CAP_AMBIENT_RAISE), stub.Int(n), stub.Int(0), stub.Int(0))
 		}
 	}
-	return nil
 }
 
-func setRlimit(r Rlimit) error {
-	// By package syscall: it then knows that it must not put back, at execve,
-	// the limit on open files that it raised for this program.
-	err := syscall.Setrlimit(r.Resource, &syscall.Rlimit{Cur: r.Soft, Max: r.Hard})
-	if err == nil {
-		return nil
-	}
+// rlimitError says why a resource limit could not be set.
+func rlimitError(r Rlimit, err error) error {
 	var now unix.Rlimit
 	if errors.Is(err, unix.EPERM) && unix.Getrlimit(r.Resource, &now) == nil && r.Hard > now.Max {
 		return fmt.Errorf("set resource limit %s to %s: the hard limit here is %s, and raising it takes CAP_SYS_RESOURCE",
@@ -182,10 +166,12 @@ func (c *Config) exec() error {
 	if err := c.restrict(); err != nil {
 		return err
 	}
-	if err := c.become(); err != nil {
+	p := new(stub.Program)
+	c.addBecome(p)
+	addDefaultSignals(p)
+	if err := p.Run(); err != nil {
 		return err
 	}
-	defaultSignals()
 	path, err := LookPath(c.Args[0], c.Env)
 	if err != nil {
 		return err
@@ -193,27 +179,37 @@ func (c *Config) exec() error {
 	return ExecFailed(path, syscall.Exec(path, c.Args, c.Env))
 }
 
-// defaultSignals undoes that a signal is ignored, which execve(2) passes on: a
+// addDefaultSignals undoes that a signal is ignored, which execve(2) passes on: a
 // build that was started with nohup(1) is no reason that its steps ignore
 // SIGHUP. SIGKILL and SIGSTOP cannot be changed, nor have they been.
-func defaultSignals() {
-	for sig := uintptr(1); sig <= 64; sig++ {
+func addDefaultSignals(p *stub.Program) {
+	var standard stub.Arg
+	for sig := 1; sig <= 64; sig++ {
 		// struct kernel_sigaction: handler, flags, restorer, mask.
 		var act [4]uint64
-		_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&act)), 8, 0, 0)
-		if errno == 0 && act[0] == 1 { // SIG_IGN
-			act = [4]uint64{}
-			_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
+		_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), 0, uintptr(unsafe.Pointer(&act)), 8, 0, 0)
+		if errno != 0 || act[0] != 1 { // SIG_IGN
+			continue
 		}
+		if standard == (stub.Arg{}) {
+			standard = p.Bytes(make([]byte, unsafe.Sizeof(act)))
+		}
+		p.Do("set signal "+strconv.Itoa(sig), unix.SYS_RT_SIGACTION, stub.Int(sig), standard, stub.Int(0), stub.Int(8))
 	}
 }
 
 // ExecFailed says why execve(2) did not work, with the exit code of a shell.
 func ExecFailed(path string, err error) error {
+	_, e := os.Stat(path)
+	return execFailed(path, err, e == nil)
+}
+
+// execFailed is ExecFailed for a path that is there, or not.
+func execFailed(path string, err error, there bool) error {
 	code := 126
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		code = 127
-		if _, e := os.Stat(path); e == nil {
+		if there {
 			return &Failure{Code: code, Text: fmt.Sprintf("exec %s: no such file or directory: its interpreter or dynamic loader is missing", path)}
 		}
 	}
@@ -237,10 +233,16 @@ func LookPath(name string, env []string) (string, error) {
 		}
 		denied = denied || errors.Is(err, unix.EACCES)
 	}
+	return "", lookupFailed(name, denied)
+}
+
+// lookupFailed is that no directory of PATH has a file of that name that may be
+// executed. denied says that one has a file that may not.
+func lookupFailed(name string, denied bool) error {
 	if denied {
-		return "", execError(name, unix.EACCES)
+		return execError(name, unix.EACCES)
 	}
-	return "", &Failure{Code: 127, Text: fmt.Sprintf("exec: %q: executable file not found in $PATH", name)}
+	return &Failure{Code: 127, Text: fmt.Sprintf("exec: %q: executable file not found in $PATH", name)}
 }
 
 // pathOf returns the value of PATH; where variables are repeated, the last one
@@ -298,7 +300,10 @@ func (c *Config) Fork(attr *syscall.SysProcAttr) (pid int, err error) {
 	}
 	// The child takes on the user by itself; of user 0 it has what this thread
 	// has now.
-	if err := c.setCaps(0); err != nil {
+	p := new(stub.Program)
+	c.addCaps(p, 0)
+	addDefaultSignals(p)
+	if err := p.Run(); err != nil {
 		return 0, err
 	}
 	if c.Ambient && c.User.UID != 0 {
@@ -309,7 +314,6 @@ func (c *Config) Fork(attr *syscall.SysProcAttr) (pid int, err error) {
 		}
 	}
 	attr.Credential = &syscall.Credential{Uid: c.User.UID, Gid: c.User.GID, Groups: c.User.Groups}
-	defaultSignals()
 	pid, err = syscall.ForkExec(path, c.Args, &syscall.ProcAttr{Env: c.Env, Files: []uintptr{0, 1, 2}, Sys: attr})
 	if err != nil {
 		return 0, ExecFailed(path, err)
