@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"slices"
 	"strconv"
 	"sync"
@@ -33,12 +34,36 @@ func (g *globals) open(ctx context.Context, driver, runtime string) (*builder.Bu
 	return builder.Open(ctx, root, builder.Options{Driver: driver, OCIRuntime: runtime, Registries: g.registryConfig})
 }
 
-// collectLateThenOften has no garbage collected before 8 MB have been allocated,
-// which is more than a cached build of some thousand files takes; from then on more
-// often than is usual, as what is held grows with the number of files.
-func collectLateThenOften() {
+// boundGarbage has no garbage collected before 8 MB have been allocated, which is
+// more than a cached build of some thousand files takes. From then on as much as that
+// may be allocated anew each time, or a fifth of what is in use where that is more: to
+// collect by the share alone, as is usual, takes a build of many small steps most of
+// its time where the share is small, and one of many files most of its memory where
+// it is large.
+func boundGarbage() {
 	debug.SetGCPercent(200) // of 4 MB, at first
-	runtime.AddCleanup(new([64]byte), func(percent int) { debug.SetGCPercent(percent) }, 20)
+	afterCollection(200)
+}
+
+// afterCollection sets the share, which is percent, anew when garbage has been
+// collected next.
+func afterCollection(percent int) {
+	runtime.AddCleanup(new([64]byte), func(percent int) {
+		live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+		metrics.Read(live)
+		next := garbagePercent(live[0].Value.Uint64())
+		if next != percent {
+			debug.SetGCPercent(next)
+		}
+		afterCollection(next)
+	}, percent)
+}
+
+// garbagePercent is how much may be allocated when so many bytes are in use, as a
+// percentage of that.
+func garbagePercent(live uint64) int {
+	const room = 8 << 20
+	return int(min(max(100*room/max(live, 1), 20), 200))
 }
 
 // needsRoot tells those who are not root of it, before they meet the first file
@@ -53,7 +78,7 @@ func needsRoot() error {
 // runBuild is where the command line ends and the builder begins.
 func runBuild(ctx context.Context, g *globals, o buildOptions) (err error) {
 	if os.Getenv("GOGC") == "" {
-		collectLateThenOften()
+		boundGarbage()
 	}
 	keep, unbounded, err := keepStorage(os.Getenv("BUILD_KEEP_STORAGE"))
 	if err != nil {
