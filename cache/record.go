@@ -15,6 +15,7 @@ import (
 
 	"github.com/zeebo/blake3"
 
+	"github.com/861fb494/build/internal/blake"
 	"github.com/861fb494/build/internal/oci"
 )
 
@@ -100,7 +101,7 @@ func sealRecord(text []byte) []byte {
 }
 
 func appendSum(b, text []byte) []byte {
-	sum := blake3.Sum256(text)
+	sum := blake.Sum256(text)
 	return append(hex.AppendEncode(append(b, "\nblake3:"...), sum[:]), '\n')
 }
 
@@ -112,13 +113,14 @@ type sealed struct {
 }
 
 func newSealed(to io.Writer) *sealed {
-	w, sum := bufio.NewWriter(to), blake3.New()
+	w, sum := bufio.NewWriter(to), blake.Get()
 	return &sealed{Writer: io.MultiWriter(w, sum), to: w, sum: sum}
 }
 
 // seal writes the line that sealRecord adds.
 func (s *sealed) seal() error {
 	fmt.Fprintf(s.to, "\nblake3:%x\n", s.sum.Sum(nil))
+	blake.Put(s.sum)
 	return s.to.Flush() // says what was wrong before, too
 }
 

@@ -14,8 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/zeebo/blake3"
-
+	"github.com/861fb494/build/internal/blake"
 	"github.com/861fb494/build/internal/oci"
 )
 
@@ -124,7 +123,7 @@ func (s *Store) Warm() {
 // Group is the name of the cgroup that those of this state directory's steps
 // are made in: what is left there is for its processes alone to judge.
 func (s *Store) Group() string {
-	sum := blake3.Sum256([]byte(s.dir))
+	sum := blake.Sum256([]byte(s.dir))
 	return "build-" + hex.EncodeToString(sum[:4])
 }
 
@@ -183,6 +182,6 @@ func leaseName(s string) bool {
 
 // shortHash names a file after a text that cannot be one.
 func shortHash(text string) string {
-	sum := blake3.Sum256([]byte(text))
+	sum := blake.Sum256([]byte(text))
 	return hex.EncodeToString(sum[:16])
 }

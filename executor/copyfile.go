@@ -2,7 +2,6 @@ package executor
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +16,7 @@ import (
 	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/executor/pick"
 	"github.com/861fb494/build/executor/source"
+	"github.com/861fb494/build/internal/blake"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/internal/ordered"
 )
@@ -241,11 +241,12 @@ func (c *copier) open(p string) (*input, error) {
 // it is not known what was read: Commit reads what was written then.
 func (c *copier) bytes(ctx context.Context, in *input, out int) (oci.Digest, error) {
 	if in.Known == "" {
-		h := blake3.New()
+		h := blake.Get()
+		defer blake.Put(h)
 		if _, err := pour(ctx, in.FD, out, -1, h); err != nil {
 			return "", err
 		}
-		return sumOf(h), nil
+		return blake.Digest(h), nil
 	}
 	n, err := c.copyKnown(ctx, in, out)
 	if err != nil {
@@ -337,17 +338,14 @@ func pour(ctx context.Context, in, out int, till int64, h *blake3.Hasher) (int64
 	}
 }
 
-func sumOf(h *blake3.Hasher) oci.Digest {
-	return oci.Digest("blake3:" + hex.EncodeToString(h.Sum(nil)))
-}
-
 // copyHashed copies r to w, and is the digest of what it copied.
 func copyHashed(w io.Writer, r io.Reader) (oci.Digest, error) {
-	h := blake3.New()
+	h := blake.Get()
+	defer blake.Put(h)
 	buf := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(buf)
 	if _, err := io.CopyBuffer(io.MultiWriter(h, w), struct{ io.Reader }{r}, *buf); err != nil {
 		return "", err
 	}
-	return sumOf(h), nil
+	return blake.Digest(h), nil
 }

@@ -4,20 +4,18 @@ package executor
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/zeebo/blake3"
-
 	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/executor/cdi"
 	"github.com/861fb494/build/executor/network"
 	"github.com/861fb494/build/executor/sandbox"
 	"github.com/861fb494/build/executor/source"
+	"github.com/861fb494/build/internal/blake"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/internal/progress"
 	"github.com/861fb494/build/llb"
@@ -47,12 +45,13 @@ func (r Result) Content() oci.Digest {
 	if r.Local != nil {
 		return r.Local.Digest
 	}
-	h := blake3.New()
+	h := blake.Get()
+	defer blake.Put(h)
 	for _, l := range r.Layers {
 		h.WriteString(string(l.Content))
 		h.WriteString("\n")
 	}
-	return oci.Digest("blake3:" + hex.EncodeToString(h.Sum(nil)))
+	return blake.Digest(h)
 }
 
 // Fetcher opens the bytes of pulled layers.

@@ -2,18 +2,16 @@ package executor
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"strconv"
 	"sync"
 
-	"github.com/zeebo/blake3"
-
 	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/executor/pick"
+	"github.com/861fb494/build/internal/blake"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/llb"
 	"github.com/861fb494/build/solver"
@@ -106,14 +104,15 @@ func (w *Worker) Known(n *llb.Node) bool {
 }
 
 func partsDigest(parts []solver.Part) oci.Digest {
-	h := blake3.New()
+	h := blake.Get()
+	defer blake.Put(h)
 	for _, p := range parts {
 		if p.Info {
 			continue
 		}
 		fmt.Fprintf(h, "%d:%s%d:%s", len(p.Name), p.Name, len(p.Value), p.Value)
 	}
-	return oci.Digest("blake3:" + hex.EncodeToString(h.Sum(nil)))
+	return blake.Digest(h)
 }
 
 // selected is the digest of what s selects of r.

@@ -15,13 +15,13 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/zeebo/blake3"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/cache/layer"
 	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/blake"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/internal/progress"
 )
@@ -138,7 +138,8 @@ func unpacked(l oci.Layer) bool { return l.Blob != nil || l.Source != "" }
 func pulledID(l oci.Layer) string { return strings.Replace(l.DiffID.String(), ":", "-", 1) }
 
 func upon(layers []oci.Layer, i int) string {
-	h := blake3.New()
+	h := blake.Get()
+	defer blake.Put(h)
 	for _, l := range layers[:i] {
 		fmt.Fprintln(h, l.ID)
 	}

@@ -5,11 +5,11 @@ import (
 	"errors"
 	"io"
 
-	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/executor/archive"
 	"github.com/861fb494/build/executor/pick"
+	"github.com/861fb494/build/internal/blake"
 )
 
 // unpack extracts m at the destination if it is an archive, known by its
@@ -24,7 +24,8 @@ func (c *copier) unpack(ctx context.Context, m pick.Match, filter pick.Filter) (
 		return false, err
 	}
 	defer f.Close()
-	h := blake3.New()
+	h := blake.Get()
+	defer blake.Put(h)
 	whole := io.TeeReader(f, h)
 	a, err := archive.Open(whole)
 	if errors.Is(err, archive.ErrNone) {
@@ -55,6 +56,6 @@ func (c *copier) unpack(ctx context.Context, m pick.Match, filter pick.Filter) (
 		return true, err
 	}
 	return true, pick.Walk(ctx, c.from, m, filter, func(it pick.Item) error {
-		return c.lane.Add(act{kind: actItem, item: it, digest: sumOf(h)})
+		return c.lane.Add(act{kind: actItem, item: it, digest: blake.Digest(h)})
 	})
 }

@@ -8,9 +8,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/zeebo/blake3"
-
 	"github.com/861fb494/build/cache"
+	"github.com/861fb494/build/internal/blake"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/llb"
 	"github.com/861fb494/build/solver"
@@ -55,7 +54,7 @@ var surroundings = []struct {
 // brief is a value as it is kept to be compared: nobody can read it off, since a
 // build argument may be more private than its author thought.
 func brief(v any) string {
-	sum := blake3.Sum256(fmt.Appendf(nil, "%v", v))
+	sum := blake.Sum256(fmt.Appendf(nil, "%v", v))
 	return hex.EncodeToString(sum[:8])
 }
 

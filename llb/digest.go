@@ -2,12 +2,12 @@ package llb
 
 import (
 	"encoding/binary"
-	"encoding/hex"
 	"fmt"
 	"reflect"
 
 	"github.com/zeebo/blake3"
 
+	"github.com/861fb494/build/internal/blake"
 	"github.com/861fb494/build/internal/oci"
 )
 
@@ -18,7 +18,8 @@ import (
 // list, whichever way its maker had it. Strings go in as
 // they are, with their length: names of files need not be UTF-8.
 func digestOf(op Op, inputs []*Node) oci.Digest {
-	e := encoder{h: blake3.New()}
+	e := encoder{h: blake.Get()}
+	defer blake.Put(e.h)
 	e.text("llb1")
 	if s, ok := op.(Source); ok && s.Scheme == Local && s.Digest != "" {
 		// A pinned context is what it holds; how it was selected says nothing more.
@@ -29,7 +30,7 @@ func digestOf(op Op, inputs []*Node) oci.Digest {
 	for _, in := range inputs {
 		e.text(string(in.Digest))
 	}
-	return oci.Digest("blake3:" + hex.EncodeToString(e.h.Sum(nil)))
+	return blake.Digest(e.h)
 }
 
 type encoder struct{ h *blake3.Hasher }

@@ -9,8 +9,9 @@ import (
 	"os"
 	"time"
 
-	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
+
+	"github.com/861fb494/build/internal/blake"
 )
 
 // piece is a stretch of a file: a chunk, or a hole, whose sum is zero.
@@ -256,7 +257,7 @@ func (r *reader) pieces(f *file, in *os.File) (total int64, err error) {
 			if err := context.Cause(r.ctx); err != nil {
 				return err
 			}
-			p := piece{sum: blake3.Sum256(data), size: int64(len(data))}
+			p := piece{sum: blake.Sum256(data), size: int64(len(data))}
 			f.pieces = append(f.pieces, p)
 			total += p.size
 			if r.Has(p.sum) {
@@ -332,7 +333,7 @@ func (f *file) again(ctx context.Context, d *dirs, buf []byte, want func(Sum) bo
 			}
 		}
 		data := buf[:p.size]
-		if _, err := in.ReadAt(data, offset); err != nil || blake3.Sum256(data) != p.sum {
+		if _, err := in.ReadAt(data, offset); err != nil || blake.Sum256(data) != p.sum {
 			continue
 		}
 		if err := chunk(Chunk{Sum: p.sum, Size: uint32(p.size)}, data); err != nil {

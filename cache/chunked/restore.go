@@ -12,11 +12,11 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/zeebo/blake3"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/blake"
 )
 
 // RestoreOptions are those of Restore.
@@ -207,7 +207,7 @@ func (r *restorer) pack(ctx context.Context, i, first int, u uses) error {
 		if len(refs) == 0 {
 			continue
 		}
-		if blake3.Sum256(data) != c.Sum {
+		if blake.Sum256(data) != c.Sum {
 			return fmt.Errorf("chunk %d is not what its digest says", k)
 		}
 		for _, ref := range refs {

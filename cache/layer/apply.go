@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/blake"
 )
 
 // ApplyOptions are those of Apply.
@@ -51,10 +52,10 @@ func Apply(ctx context.Context, r io.Reader, t *tree.Tree, o ApplyOptions) ([]tr
 	}
 	a := applier{
 		ctx: ctx, t: t, o: o, tar: tar.NewReader(r), left: o.Limit,
-		hash: hashers.Get().(*blake3.Hasher), buf: copyBuffers.Get().(*[]byte),
+		hash: blake.Get(), buf: copyBuffers.Get().(*[]byte),
 		root: &node{inode: &inode{Entry: tree.Entry{Path: "/", Mode: unix.S_IFDIR | 0o755}}, lower: true},
 	}
-	defer hashers.Put(a.hash)
+	defer blake.Put(a.hash)
 	defer copyBuffers.Put(a.buf)
 	a.fill = newFiller(ctx, o.Notice)
 	err := a.entries()

@@ -3,19 +3,18 @@ package layer
 import (
 	"context"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
-	"sync"
 
 	"github.com/zeebo/blake3"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/blake"
 	"github.com/861fb494/build/internal/oci"
 )
 
@@ -38,7 +37,7 @@ type digester struct {
 }
 
 func newDigester() *digester {
-	return &digester{h: blake3.New(), buf: []byte("layer1\n")}
+	return &digester{h: blake.Get(), buf: []byte("layer1\n")}
 }
 
 func (d *digester) text(s string) {
@@ -80,18 +79,15 @@ func (d *digester) add(c *tree.Change) {
 	}
 }
 
+// sum is the digest, and the end of d.
 func (d *digester) sum() oci.Digest {
+	defer blake.Put(d.h)
 	if d.unknown {
 		return ""
 	}
 	d.h.Write(d.buf)
 	d.buf = d.buf[:0]
-	return digest(d.h)
-}
-
-func digest(h *blake3.Hasher) oci.Digest {
-	var sum [32]byte
-	return oci.Digest("blake3:" + hex.EncodeToString(h.Sum(sum[:0])))
+	return blake.Digest(d.h)
 }
 
 // Hash fills in the Digest of regular files that lack it, reading them under
@@ -174,11 +170,9 @@ func hashLinks(changes []tree.Change) error {
 	return nil
 }
 
-var hashers = sync.Pool{New: func() any { return blake3.New() }}
-
 func hashAll(ctx context.Context, next <-chan *tree.Change, files *opener) error {
-	h := hashers.Get().(*blake3.Hasher)
-	defer hashers.Put(h)
+	h := blake.Get()
+	defer blake.Put(h)
 	buf := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(buf)
 	for c := range next {
@@ -203,7 +197,7 @@ func hashFile(ctx context.Context, c *tree.Change, files *opener, h *blake3.Hash
 		n, err := f.Read(buf)
 		h.Write(buf[:n])
 		if errors.Is(err, io.EOF) {
-			c.Digest = digest(h)
+			c.Digest = blake.Digest(h)
 			return nil
 		}
 		if err != nil {

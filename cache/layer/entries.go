@@ -13,11 +13,13 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/zeebo/blake3"
 
 	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/blake"
 	"github.com/861fb494/build/internal/oci"
 )
 
@@ -59,9 +61,13 @@ type entryWriter struct {
 	n    uint64
 }
 
+// entryBuffers are those of entryWriters: most of what is written is short.
+var entryBuffers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, 64<<10) }}
+
 func newEntryWriter(w io.Writer) *entryWriter {
-	e := &entryWriter{w: w, sum: blake3.New()}
-	e.buf = bufio.NewWriterSize(io.MultiWriter(w, e.sum), 64<<10)
+	e := &entryWriter{w: w, sum: blake.Get()}
+	e.buf = entryBuffers.Get().(*bufio.Writer)
+	e.buf.Reset(io.MultiWriter(w, e.sum))
 	e.buf.WriteString(entriesMagic)
 	return e
 }
@@ -80,6 +86,9 @@ func (e *entryWriter) end() error {
 	if err == nil {
 		_, err = e.w.Write(e.sum.Sum(nil)[:sumSize])
 	}
+	blake.Put(e.sum)
+	e.buf.Reset(nil)
+	entryBuffers.Put(e.buf)
 	if err != nil {
 		return fmt.Errorf("write entries: %w", err)
 	}
@@ -241,9 +250,8 @@ func verified(r io.ReadSeeker) (*records, error) {
 	}
 	magic := int64(len(entriesMagic))
 	size := end - begin - magic - sumSize
-	h := hashers.Get().(*blake3.Hasher)
-	defer hashers.Put(h)
-	h.Reset()
+	h := blake.Get()
+	defer blake.Put(h)
 	buf := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(buf)
 	head := (*buf)[:magic+sumSize]
@@ -280,7 +288,7 @@ func checked(data []byte) ([]byte, error) {
 }
 
 func sum(data []byte) []byte {
-	s := blake3.Sum256(data)
+	s := blake.Sum256(data)
 	return s[:sumSize]
 }
 
@@ -384,7 +392,11 @@ func (d *decoder) change(kind byte, last string) tree.Change {
 func (d *decoder) digest() oci.Digest {
 	n := d.number()
 	if n == 0 {
-		return oci.Digest("blake3:" + hex.EncodeToString(d.take(32)))
+		b := d.take(32)
+		if len(b) < 32 {
+			return "" // take has marked it as bad
+		}
+		return blake.DigestOf([32]byte(b))
 	}
 	return oci.Digest(d.take(n))
 }

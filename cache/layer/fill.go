@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/blake"
 )
 
 // filler gives files that were made their content and metadata, and hashes them,
@@ -157,9 +158,9 @@ func (f *filler) send() {
 // wait finishes all files, unless something has failed, and returns what.
 func (f *filler) wait() error {
 	if f.work == nil {
-		h := hashers.Get().(*blake3.Hasher)
+		h := blake.Get()
 		f.fillAll(f.now, h)
-		hashers.Put(h)
+		blake.Put(h)
 	} else {
 		f.work <- f.now
 		close(f.work)
@@ -172,8 +173,8 @@ func (f *filler) wait() error {
 
 // run fills batches until there are no more.
 func (f *filler) run() {
-	h := hashers.Get().(*blake3.Hasher)
-	defer hashers.Put(h)
+	h := blake.Get()
+	defer blake.Put(h)
 	for b := range f.work {
 		f.fillAll(b, h)
 	}
@@ -246,7 +247,7 @@ func (f *filler) fill(u *unfilled, content []byte, rest <-chan piece, h *blake3.
 			return err
 		}
 	}
-	u.file.Digest = digest(h)
+	u.file.Digest = blake.Digest(h)
 	return f.setMeta(u.fd, &u.file.Entry)
 }
 

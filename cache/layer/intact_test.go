@@ -89,7 +89,7 @@ func BenchmarkIntact(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			changes = append(changes, tree.Change{Entry: tree.Entry{Path: p, Mode: unix.S_IFREG | 0o644, Size: 5, ModTime: st.ModTime(), Digest: blake("hello")}})
+			changes = append(changes, tree.Change{Entry: tree.Entry{Path: p, Mode: unix.S_IFREG | 0o644, Size: 5, ModTime: st.ModTime(), Digest: sumOf("hello")}})
 		}
 	}
 	list := sealedList(b, changes)

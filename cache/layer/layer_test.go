@@ -28,7 +28,7 @@ func needRoot(t testing.TB) {
 	}
 }
 
-func blake(text string) oci.Digest {
+func sumOf(text string) oci.Digest {
 	return oci.Digest(fmt.Sprintf("blake3:%x", blake3.Sum256([]byte(text))))
 }
 
@@ -265,12 +265,12 @@ func TestApplyMetadata(t *testing.T) {
 	both := map[string]string{"user.x": "1", "user.y": "2"}
 	want := []tree.Change{
 		{Entry: tree.Entry{Path: "/d", Mode: unix.S_IFDIR | 0o1777, UID: 7, ModTime: at}},
-		{Entry: tree.Entry{Path: "/d/hole", Mode: unix.S_IFREG | 0o600, Size: 1 << 20, ModTime: at, Digest: blake(strings.Repeat("\x00", 1<<20))}},
+		{Entry: tree.Entry{Path: "/d/hole", Mode: unix.S_IFREG | 0o600, Size: 1 << 20, ModTime: at, Digest: sumOf(strings.Repeat("\x00", 1<<20))}},
 		{Entry: tree.Entry{Path: "/d/link", Mode: unix.S_IFLNK | 0o777, UID: 4, Link: "gone", ModTime: later}},
-		{Entry: tree.Entry{Path: "/d/one", Mode: unix.S_IFREG | 0o2755, GID: 2, Size: 1, ModTime: later, Digest: blake("1"), Xattrs: both}},
-		{Entry: tree.Entry{Path: "/d/suid", Mode: unix.S_IFREG | 0o4755, UID: 5, GID: 6, Size: 4, ModTime: at, Digest: blake("body"),
+		{Entry: tree.Entry{Path: "/d/one", Mode: unix.S_IFREG | 0o2755, GID: 2, Size: 1, ModTime: later, Digest: sumOf("1"), Xattrs: both}},
+		{Entry: tree.Entry{Path: "/d/suid", Mode: unix.S_IFREG | 0o4755, UID: 5, GID: 6, Size: 4, ModTime: at, Digest: sumOf("body"),
 			Xattrs: map[string]string{"security.capability": capability, "user.x": "y\x00z"}}},
-		{Entry: tree.Entry{Path: "/d/two", Mode: unix.S_IFREG | 0o2755, GID: 2, Size: 1, ModTime: later, Digest: blake("1"), Xattrs: both}, HardLink: "/d/one"},
+		{Entry: tree.Entry{Path: "/d/two", Mode: unix.S_IFREG | 0o2755, GID: 2, Size: 1, ModTime: later, Digest: sumOf("1"), Xattrs: both}, HardLink: "/d/one"},
 		{Entry: tree.Entry{Path: "/d/z", Mode: unix.S_IFLNK | 0o777, UID: 4, Link: "gone", ModTime: later}, HardLink: "/d/link"},
 	}
 	plain := func(cs []tree.Change) []tree.Change {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/blake"
 )
 
 // link makes p a hard link to target.
@@ -104,7 +105,7 @@ func (a *applier) adopt(e tree.Entry) (*node, error) {
 	if _, err := io.CopyBuffer(a.hash, struct{ io.Reader }{f}, *a.buf); err != nil {
 		return nil, err
 	}
-	n.inode.Digest = digest(a.hash)
+	n.inode.Digest = blake.Digest(a.hash)
 	return n, nil
 }
 

@@ -34,7 +34,7 @@ func TestEntriesInParts(t *testing.T) {
 		for i, size := range sizes {
 			in = append(in, tree.Change{Entry: tree.Entry{
 				Path: fmt.Sprintf("/%05d%s", i, strings.Repeat("x", size)), Mode: unix.S_IFREG | 0o644,
-				ModTime: time.Unix(int64(i), 5), Ino: uint64(i), Nlink: 1, Digest: blake(fmt.Sprint(i)),
+				ModTime: time.Unix(int64(i), 5), Ino: uint64(i), Nlink: 1, Digest: sumOf(fmt.Sprint(i)),
 			}})
 		}
 		var b bytes.Buffer
@@ -74,7 +74,7 @@ func TestRecorderLinks(t *testing.T) {
 		changes[len(changes)-1].HardLink = first
 	}
 	var known tree.Digests
-	known.Set("/known", blake("known before"))
+	known.Set("/known", sumOf("known before"))
 	record := func(changes []tree.Change) ([]tree.Change, error) {
 		var b bytes.Buffer
 		r := NewRecorder(t.Context(), &b, dir, 2, &known)
@@ -93,7 +93,7 @@ func TestRecorderLinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, want := range []string{"known before", "known before", "of /read", "of /read"} {
-		if got[i].Digest != blake(want) {
+		if got[i].Digest != sumOf(want) {
 			t.Errorf("the digest of %s is %s, want that of %q", got[i].Path, got[i].Digest, want)
 		}
 	}

@@ -34,7 +34,7 @@ func NewRecorder(ctx context.Context, w io.Writer, dir string, limit int, known 
 	if known == nil {
 		known = new(tree.Digests)
 	}
-	return &Recorder{ctx: ctx, dir: dir, limit: limit, known: known, entries: newEntryWriter(w), digest: newDigester(), window: make([]tree.Change, 0, recorded)}
+	return &Recorder{ctx: ctx, dir: dir, limit: limit, known: known, entries: newEntryWriter(w), digest: newDigester()}
 }
 
 // Add adds a change; those of a layer come sorted.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/blake"
 )
 
 // Options are those of Write.
@@ -178,8 +179,8 @@ func writeContent(ctx context.Context, w io.Writer, c *upcoming, verify bool) er
 	defer copyBuffers.Put(buf)
 	var h *blake3.Hasher
 	if verify && c.Digest != "" {
-		h = hashers.Get().(*blake3.Hasher)
-		defer hashers.Put(h)
+		h = blake.Get()
+		defer blake.Put(h)
 		h.Reset()
 	}
 	var total int64
@@ -199,7 +200,7 @@ func writeContent(ctx context.Context, w io.Writer, c *upcoming, verify bool) er
 			return fmt.Errorf("%s: %w", c.Path, werr)
 		}
 		if err == io.EOF {
-			if h != nil && digest(h) != c.Digest {
+			if h != nil && blake.Digest(h) != c.Digest {
 				return fmt.Errorf("%s %w: its content is another", c.Path, errChanged)
 			}
 			return nil

@@ -39,13 +39,13 @@ import (
 	"strings"
 	"sync/atomic"
 
-	"github.com/zeebo/blake3"
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/layer"
 	"github.com/861fb494/build/cache/shelf"
 	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/blake"
 	"github.com/861fb494/build/internal/oci"
 )
 
@@ -254,6 +254,6 @@ func (d *Driver) Remove(ctx context.Context, id string) error {
 
 // key names the tree of a chain.
 func key(chain []string) string {
-	sum := blake3.Sum256([]byte(strings.Join(chain, "\n")))
+	sum := blake.Sum256([]byte(strings.Join(chain, "\n")))
 	return hex.EncodeToString(sum[:16])
 }

@@ -8,7 +8,6 @@ import (
 	"bytes"
 	"compress/bzip2"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -20,10 +19,10 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
-	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/blake"
 	"github.com/861fb494/build/internal/gunzip"
 	"github.com/861fb494/build/internal/oci"
 )
@@ -315,7 +314,8 @@ func (x *extraction) regular(p string) error {
 	if err != nil {
 		return err
 	}
-	h := blake3.New()
+	h := blake.Get()
+	defer blake.Put(h)
 	_, err = io.Copy(io.MultiWriter(f, h), reader{x.ctx, x.tar})
 	if cerr := f.Close(); err == nil {
 		err = cerr
@@ -323,7 +323,7 @@ func (x *extraction) regular(p string) error {
 	if err != nil {
 		return err
 	}
-	x.learn(p, oci.Digest("blake3:"+hex.EncodeToString(h.Sum(nil))))
+	x.learn(p, blake.Digest(h))
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/blake"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/internal/ordered"
 )
@@ -251,7 +252,7 @@ func (s *step) hash(h *Hasher, list func(*tree.Entry, Sum)) {
 	case stepItem:
 		text := h.item(&s.item, s.content)
 		if list != nil {
-			sum := blake3.Sum256(text)
+			sum := blake.Sum256(text)
 			list(&s.item.Entry, Sum(sum[:8]))
 		}
 	case stepEnd:

@@ -2,11 +2,9 @@ package pick
 
 import (
 	"encoding/binary"
-	"encoding/hex"
 	"path"
 
-	"github.com/zeebo/blake3"
-
+	"github.com/861fb494/build/internal/blake"
 	"github.com/861fb494/build/internal/oci"
 )
 
@@ -20,7 +18,7 @@ type Hasher struct {
 
 // NewHasher begins the digest of a Selection with those Owners.
 func NewHasher(owners bool) *Hasher {
-	return &Hasher{hasher: hasher{h: blake3.New()}, owners: owners}
+	return &Hasher{hasher: hasher{h: blake.Get()}, owners: owners}
 }
 
 // Source begins a source with so many matches.
@@ -56,8 +54,9 @@ func (h *Hasher) item(it *Item, content oci.Digest) []byte {
 // End ends a match.
 func (h *Hasher) End() { h.buf = appendText(h.buf, "end") }
 
-// Sum is the digest of what was added.
+// Sum is the digest of what was added, and the end of h.
 func (h *Hasher) Sum() oci.Digest {
 	h.flush()
-	return oci.Digest("blake3:" + hex.EncodeToString(h.h.Sum(nil)))
+	defer blake.Put(h.h)
+	return blake.Digest(h.h)
 }

@@ -2,7 +2,6 @@ package source
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -13,11 +12,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
 	"github.com/861fb494/build/cache"
 	"github.com/861fb494/build/cache/tree"
+	"github.com/861fb494/build/internal/blake"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/parser/ignore"
 )
@@ -215,13 +214,13 @@ func (c *Context) Digest(ctx context.Context, e tree.Entry) (oci.Digest, error) 
 	known := l.content(i)
 	c.mu.Unlock()
 	if known.state&hashed != 0 {
-		return digestOf(known.sum), nil
+		return blake.DigestOf(known.sum), nil
 	}
 	stamp := l.stamp(i)
 	if c.stats != nil {
 		if sum, ok := c.stats.Get(l.host, l.Name(i), stamp); ok {
 			c.know(l, i, content{sum, hashed | sure})
-			return digestOf(sum), nil
+			return blake.DigestOf(sum), nil
 		}
 	}
 	now := time.Now()
@@ -234,7 +233,7 @@ func (c *Context) Digest(ctx context.Context, e tree.Entry) (oci.Digest, error) 
 		known.state |= sure | fresh
 	}
 	c.know(l, i, known)
-	return digestOf(sum), nil
+	return blake.DigestOf(sum), nil
 }
 
 // know notes what is known of the content of file i of l.
@@ -270,7 +269,7 @@ func (c *Context) Known(p string) (oci.Digest, bool) {
 	if known.state&sure == 0 {
 		return "", false
 	}
-	return digestOf(known.sum), true
+	return blake.DigestOf(known.sum), true
 }
 
 // Reading is a regular file of a context that is being read.
@@ -299,7 +298,7 @@ func (c *Context) Read(p string) (Reading, error) {
 		known := l.content(i)
 		c.mu.Unlock()
 		if known.state&sure != 0 && l.stamp(i) == r.stamp {
-			r.Known = digestOf(known.sum)
+			r.Known = blake.DigestOf(known.sum)
 		}
 	}
 	return r, nil
@@ -321,11 +320,6 @@ func stampOf(st *unix.Stat_t) Stamp {
 	}
 }
 
-func digestOf(sum cache.Sum) oci.Digest {
-	b := make([]byte, 0, len("blake3:")+2*len(sum))
-	return oci.Digest(hex.AppendEncode(append(b, "blake3:"...), sum[:]))
-}
-
 // hash reads the regular file p, and tells its stamp before and after that.
 func (c *Context) hash(ctx context.Context, p string) (sum cache.Sum, before, after Stamp, err error) {
 	r, err := c.Read(p)
@@ -333,9 +327,8 @@ func (c *Context) hash(ctx context.Context, p string) (sum cache.Sum, before, af
 		return sum, before, after, err
 	}
 	defer unix.Close(r.FD)
-	h := hashers.Get().(*blake3.Hasher)
-	defer hashers.Put(h)
-	h.Reset()
+	h := blake.Get()
+	defer blake.Put(h)
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	var st unix.Stat_t
@@ -375,6 +368,5 @@ func (r reader) Read(p []byte) (int, error) {
 }
 
 var (
-	hashers = sync.Pool{New: func() any { return blake3.New() }}
 	buffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
 )

@@ -2,17 +2,16 @@ package builder
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
 	"slices"
 	"time"
 
-	"github.com/zeebo/blake3"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/861fb494/build/cache/layer"
 	"github.com/861fb494/build/cache/tree"
 	"github.com/861fb494/build/executor"
+	"github.com/861fb494/build/internal/blake"
 	"github.com/861fb494/build/internal/oci"
 	"github.com/861fb494/build/internal/progress"
 	"github.com/861fb494/build/llb/dockerfile"
@@ -95,12 +94,13 @@ func (j *job) squashed(ctx context.Context, w *executor.Worker, chain []oci.Laye
 // squashKey names the squashed layer by the very layers it is made of, not by
 // their content digests: these leave out modification times, which its tar has.
 func squashKey(chain []oci.Layer, base int) oci.Digest {
-	h := blake3.New()
+	h := blake.Get()
+	defer blake.Put(h)
 	fmt.Fprintf(h, "squash %d\n", base)
 	for _, l := range chain {
 		fmt.Fprintf(h, "%s %s\n", l.ID, l.Content)
 	}
-	return oci.Digest("blake3:" + hex.EncodeToString(h.Sum(nil)))
+	return blake.Digest(h)
 }
 
 // mergeLayers makes one layer upon base of the layers on top of it.
