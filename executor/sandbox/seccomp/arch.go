@@ -1,26 +1,35 @@
 package seccomp
 
 import (
-	"maps"
+	"iter"
 	"strconv"
 	"strings"
 )
 
-// parse reads a table of "name number" lines.
-func parse(table string) map[string]uint32 {
-	numbers := make(map[string]uint32, 512)
-	for line := range strings.Lines(table) {
-		name, number, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if n, err := strconv.ParseUint(number, 10, 32); err == nil {
-			numbers[name] = uint32(n)
-		}
-	}
-	return numbers
+// table is the system calls of an architecture, as "name number" lines, and those
+// that have other numbers there or are spelled otherwise in other tables.
+type table struct {
+	lines string
+	other map[string]uint32
 }
 
-// with returns the numbers and those of names that other tables spell
-// otherwise.
-func with(numbers, more map[string]uint32) map[string]uint32 {
-	maps.Copy(numbers, more)
-	return numbers
+// all gives the number of each name.
+func (t table) all() iter.Seq2[string, uint32] {
+	return func(yield func(string, uint32) bool) {
+		for line := range strings.Lines(t.lines) {
+			name, number, _ := strings.Cut(strings.TrimSpace(line), " ")
+			if _, ok := t.other[name]; ok {
+				continue
+			}
+			n, err := strconv.ParseUint(number, 10, 32)
+			if err == nil && !yield(name, uint32(n)) {
+				return
+			}
+		}
+		for name, n := range t.other {
+			if !yield(name, n) {
+				return
+			}
+		}
+	}
 }

@@ -67,43 +67,72 @@ const (
 func assemble(sections []section) []bpf.Instruction {
 	prog := []bpf.Instruction{bpf.LoadAbsolute{Off: offArch, Size: 4}}
 	for _, s := range sections {
-		body := append([]bpf.Instruction{bpf.LoadAbsolute{Off: offNumber, Size: 4}}, search(s.spans)...)
-		prog = append(prog, jump(bpf.JumpNotEqual, s.token, len(body))...)
-		prog = append(prog, body...)
+		sizes := make([]int, len(s.spans))
+		for i, span := range s.spans {
+			sizes[i] = span.size()
+		}
+		n := searchSize(sizes)
+		prog = slices.Grow(prog, n+3) // and what ends the program
+		prog = appendJump(prog, bpf.JumpNotEqual, s.token, n+1)
+		prog = append(prog, bpf.LoadAbsolute{Off: offNumber, Size: 4})
+		prog = appendSearch(prog, s.spans, sizes)
 	}
 	return append(prog, bpf.RetConstant{Val: retKillThread})
 }
 
-// search finds the span of the number in the accumulator, and ends the program
-// there.
-func search(spans []span) []bpf.Instruction {
+// appendSearch finds the span of the number in the accumulator, and ends the program
+// there. sizes are those of what decides about each span.
+func appendSearch(prog []bpf.Instruction, spans []span, sizes []int) []bpf.Instruction {
 	if len(spans) == 1 {
-		return spans[0].decide()
+		return spans[0].appendCode(prog)
 	}
 	half := len(spans) / 2
-	low, high := search(spans[:half]), search(spans[half:])
-	return slices.Concat(jump(bpf.JumpGreaterOrEqual, spans[half].from, len(low)), low, high)
+	prog = appendJump(prog, bpf.JumpGreaterOrEqual, spans[half].from, searchSize(sizes[:half]))
+	prog = appendSearch(prog, spans[:half], sizes[:half])
+	return appendSearch(prog, spans[half:], sizes[half:])
 }
 
-// jump skips n instructions if the condition holds. A conditional jump reaches
+// searchSize is how many instructions appendSearch appends.
+func searchSize(sizes []int) int {
+	if len(sizes) == 1 {
+		return sizes[0]
+	}
+	half := len(sizes) / 2
+	low := searchSize(sizes[:half])
+	return jumpSize(low) + low + searchSize(sizes[half:])
+}
+
+// appendJump skips n instructions if the condition holds. A conditional jump reaches
 // 255 far; beyond, an unconditional one is jumped over.
-func jump(cond bpf.JumpTest, value uint32, n int) []bpf.Instruction {
+func appendJump(prog []bpf.Instruction, cond bpf.JumpTest, value uint32, n int) []bpf.Instruction {
 	if n <= 255 {
-		return []bpf.Instruction{bpf.JumpIf{Cond: cond, Val: value, SkipTrue: uint8(n)}}
+		return append(prog, bpf.JumpIf{Cond: cond, Val: value, SkipTrue: uint8(n)})
 	}
-	return []bpf.Instruction{
-		bpf.JumpIf{Cond: cond, Val: value, SkipFalse: 1},
-		bpf.Jump{Skip: uint32(n)},
-	}
+	return append(prog, bpf.JumpIf{Cond: cond, Val: value, SkipFalse: 1}, bpf.Jump{Skip: uint32(n)})
 }
 
-// decide tests the arguments, rule by rule, and returns.
-func (s span) decide() []bpf.Instruction {
-	var code []bpf.Instruction
-	for _, r := range s.rules {
-		code = append(code, r.code()...)
+func jumpSize(n int) int {
+	if n <= 255 {
+		return 1
 	}
-	return append(code, bpf.RetConstant{Val: s.ret})
+	return 2
+}
+
+// appendCode tests the arguments, rule by rule, and returns.
+func (s span) appendCode(prog []bpf.Instruction) []bpf.Instruction {
+	for _, r := range s.rules {
+		prog = append(prog, r.code()...)
+	}
+	return append(prog, bpf.RetConstant{Val: s.ret})
+}
+
+// size is how many instructions appendCode appends.
+func (s span) size() int {
+	n := 1
+	for _, r := range s.rules {
+		n += len(r.code())
+	}
+	return n
 }
 
 // code returns if all conditions hold, and falls through if not. It is made

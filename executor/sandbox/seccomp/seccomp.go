@@ -11,6 +11,7 @@
 package seccomp
 
 import (
+	"cmp"
 	"fmt"
 	"runtime"
 	"slices"
@@ -34,9 +35,9 @@ func Default(capabilities []string) (*specs.LinuxSeccomp, error) {
 
 // arch is a way of calling the kernel: a value of seccomp_data.arch and numbers.
 type arch struct {
-	name    specs.Arch
-	token   uint32 // AUDIT_ARCH_*
-	numbers func() map[string]uint32
+	name  specs.Arch
+	token uint32 // AUDIT_ARCH_*
+	calls table
 	// offset is what numbers of a way that shares its token with another one
 	// begin at: x32's have a bit set.
 	offset uint32
@@ -82,15 +83,16 @@ func Compile(p *specs.LinuxSeccomp) ([]bpf.RawInstruction, error) {
 	if err != nil {
 		return nil, err
 	}
+	rules, err := readRules(p)
+	if err != nil {
+		return nil, err
+	}
 	var byToken []section
 	for _, a := range architectures() {
 		if !slices.Contains(p.Architectures, a.name) {
 			continue
 		}
-		calls, err := resolve(p, a, def)
-		if err != nil {
-			return nil, err
-		}
+		calls := rules.resolve(a, def)
 		i := slices.IndexFunc(byToken, func(s section) bool { return s.token == a.token })
 		if i < 0 {
 			i, byToken = len(byToken), append(byToken, section{token: a.token})
@@ -124,11 +126,24 @@ type rule struct {
 	ret  uint32
 }
 
-// resolve gives the calls that the profile treats otherwise than by default,
-// and those it names, by number.
-func resolve(p *specs.LinuxSeccomp, a arch, def uint32) ([]call, error) {
-	numbers := a.numbers()
-	byNumber := map[uint32]*call{}
+// ruleList is the rules of a profile, in their order, one for each name.
+type ruleList struct {
+	rules []namedRule
+	names map[string]int // to a number of ours
+}
+
+// namedRule is a rule for one name.
+type namedRule struct {
+	name int
+	rule
+}
+
+func readRules(p *specs.LinuxSeccomp) (*ruleList, error) {
+	n := 0
+	for _, s := range p.Syscalls {
+		n += len(s.Names)
+	}
+	l := &ruleList{rules: make([]namedRule, 0, n), names: make(map[string]int, n)}
 	for _, s := range p.Syscalls {
 		ret, err := retOf(s.Action, s.ErrnoRet)
 		if err != nil {
@@ -140,24 +155,48 @@ func resolve(p *specs.LinuxSeccomp, a arch, def uint32) ([]call, error) {
 			}
 		}
 		for _, name := range s.Names {
-			n, ok := numbers[name]
+			i, ok := l.names[name]
 			if !ok {
-				continue
+				i = len(l.names)
+				l.names[name] = i
 			}
-			c := byNumber[n]
-			if c == nil {
-				c = &call{number: n, ret: def}
-				byNumber[n] = c
-			}
-			c.add(s.Args, ret)
+			l.rules = append(l.rules, namedRule{i, rule{s.Args, ret}})
 		}
 	}
-	calls := make([]call, 0, len(byNumber))
-	for _, c := range byNumber {
-		calls = append(calls, *c)
+	return l, nil
+}
+
+// resolve gives the calls that the profile treats otherwise than by default,
+// and those it names, by number.
+func (l *ruleList) resolve(a arch, def uint32) []call {
+	numbers := make([]int64, len(l.names)) // -1: this architecture has no such call
+	for i := range numbers {
+		numbers[i] = -1
 	}
-	slices.SortFunc(calls, func(a, b call) int { return int(a.number) - int(b.number) })
-	return calls, nil
+	for name, n := range a.calls.all() {
+		if i, ok := l.names[name]; ok {
+			numbers[i] = int64(n)
+		}
+	}
+	type numbered struct{ number, rule uint32 }
+	order := make([]numbered, 0, len(l.rules))
+	for i, r := range l.rules {
+		if n := numbers[r.name]; n >= 0 {
+			order = append(order, numbered{uint32(n), uint32(i)})
+		}
+	}
+	slices.SortFunc(order, func(a, b numbered) int {
+		return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.rule, b.rule))
+	})
+	calls := make([]call, 0, len(order))
+	for _, o := range order {
+		if len(calls) == 0 || calls[len(calls)-1].number != o.number {
+			calls = append(calls, call{number: o.number, ret: def})
+		}
+		r := &l.rules[o.rule]
+		calls[len(calls)-1].add(r.args, r.ret)
+	}
+	return calls
 }
 
 func (c *call) add(args []specs.LinuxSeccompArg, ret uint32) {

@@ -83,7 +83,7 @@ func TestDefaultProfile(t *testing.T) {
 		m := newMachine(t, p)
 		for _, a := range architectures() {
 			names, last := map[uint32]string{}, uint32(0)
-			for name, n := range a.numbers() {
+			for name, n := range a.calls.all() {
 				if r := read(p, name, nil); names[n] == "" || r == retAllow {
 					names[n] = name
 				}
@@ -256,7 +256,7 @@ func TestCompileErrors(t *testing.T) {
 func TestNames(t *testing.T) {
 	known := map[string]bool{}
 	for _, a := range architectures() {
-		for name := range a.numbers() {
+		for name := range a.calls.all() {
 			known[name] = true
 		}
 	}
