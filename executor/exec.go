@@ -116,7 +116,7 @@ func (x *execution) run(ctx context.Context, spec sandbox.Spec) error {
 		ctx, cancel = context.WithTimeoutCause(ctx, t, fmt.Errorf("stopped after its --timeout of %s", t))
 		defer cancel()
 	}
-	p, err := x.Sandbox.Start(ctx, spec)
+	p, err := x.start(ctx, spec)
 	if err != nil {
 		return fmt.Errorf("process %q: %w", strings.Join(x.op.Args, " "), x.foreign(spec.Env, err))
 	}
@@ -132,6 +132,20 @@ func (x *execution) run(ctx context.Context, spec sandbox.Spec) error {
 		return fmt.Errorf("process %q did not complete successfully: %w", strings.Join(x.op.Args, " "), x.foreign(spec.Env, err))
 	}
 	return nil
+}
+
+// start starts the process. Where several are to be started, those of earlier lines
+// come first: what comes after all of them goes through their results in that order.
+func (x *execution) start(ctx context.Context, spec sandbox.Spec) (sandbox.Process, error) {
+	line := 0
+	if at := x.Meta[x.n.Digest].Positions; len(at) > 0 {
+		line = at[0].Line
+	}
+	if err := x.starts.take(ctx, line); err != nil {
+		return nil, err
+	}
+	defer x.starts.give()
+	return x.Sandbox.Start(ctx, spec)
 }
 
 func (x *execution) warmNext() {

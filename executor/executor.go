@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -105,12 +106,13 @@ type Worker struct {
 	mu    sync.Mutex
 	pulls map[string]*pull
 
-	execs atomic.Int64 // steps that have run a process, or do
+	execs  atomic.Int64 // steps that have run a process, or do
+	starts turns        // of sandboxes
 }
 
 // New makes the worker of one build.
 func New(h Host, s Session) *Worker {
-	return &Worker{Host: h, Session: s, pulls: map[string]*pull{}}
+	return &Worker{Host: h, Session: s, pulls: map[string]*pull{}, starts: turns{free: runtime.GOMAXPROCS(0)}}
 }
 
 // Run does the step n.
