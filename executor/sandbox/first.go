@@ -39,7 +39,7 @@ func newPlace(group *cgroup.Group, ahead bool) (*place, error) {
 		}
 	})
 	if err != nil {
-		t.release()
+		t.release(err)
 		return nil, needsRoot(fmt.Errorf("start sandbox: %w", err))
 	}
 	return p, nil
@@ -59,7 +59,7 @@ func (p *place) leave() (err error) {
 		p.ahead.Close()
 		err = p.thread.leave()
 	})
-	p.thread.release()
+	p.thread.release(err)
 	return err
 }
 
@@ -73,6 +73,7 @@ func (p *place) start(ctx context.Context, s Spec, c *child.Config) (*process, e
 	}
 	q := &process{ctx: ctx, streams: st}
 	pid := 0
+	var left error
 	p.thread.do(func() {
 		var prepared *child.Prepared
 		if prepared, err = c.Prepare(p.ahead); err == nil {
@@ -80,11 +81,11 @@ func (p *place) start(ctx context.Context, s Spec, c *child.Config) (*process, e
 		}
 		q.made = prepared.Made
 		prepared.Close()
-		err = errors.Join(err, p.thread.leave())
+		left = p.thread.leave()
 	})
-	p.thread.release()
+	p.thread.release(left)
 	st.closeChild()
-	if err == nil {
+	if err = errors.Join(err, left); err == nil {
 		q.proc, err = os.FindProcess(pid)
 	}
 	if err != nil {

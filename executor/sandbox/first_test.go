@@ -163,12 +163,12 @@ func TestThreadsComeHome(t *testing.T) {
 	if after := descriptors(t); after != before {
 		t.Errorf("descriptors after: %s\nbefore: %s", after, before)
 	}
-	for _, kind := range []string{"mnt", "uts", "ipc", "net", "pid", "cgroup"} {
-		ours, err := os.Readlink("/proc/self/ns/" + kind)
+	for _, link := range []string{"ns/mnt", "ns/uts", "ns/ipc", "ns/net", "ns/pid", "ns/cgroup", "root"} {
+		ours, err := os.Readlink("/proc/self/" + link)
 		if err != nil {
 			t.Fatal(err)
 		}
-		links, err := filepath.Glob("/proc/self/task/*/ns/" + kind)
+		links, err := filepath.Glob("/proc/self/task/*/" + link)
 		if err != nil || len(links) < 2 {
 			t.Fatal(links, err)
 		}
@@ -176,6 +176,31 @@ func TestThreadsComeHome(t *testing.T) {
 			if at, err := os.Readlink(l); err == nil && at != ours {
 				t.Errorf("%s is %s, want %s", l, at, ours)
 			}
+		}
+	}
+}
+
+// TestOwnProgram: a script can have its first process's program executed, by its
+// path. That does nothing, and is not ours.
+func TestOwnProgram(t *testing.T) {
+	need(t, "busybox")
+	checkNothingLeft(t)
+	lower := t.TempDir()
+	for name, text := range map[string]string{"own": "#!/proc/self/exe\n", "by-link": "#!/exe\n"} {
+		if err := os.WriteFile(filepath.Join(lower, name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("/proc/self/exe", filepath.Join(lower, "exe")); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"/own", "/by-link"} {
+		s := newSpec(t, "")
+		s.Root = newOverlay(t, lower).mount
+		s.Args = []string{name}
+		out, code, err := run(t, sandbox.NewNative(sandbox.NativeOptions{}), s)
+		if out != "" || code != 1 {
+			t.Errorf("run(%s) = %q, code %d (%v), want nothing and code 1", name, out, code, err)
 		}
 	}
 }

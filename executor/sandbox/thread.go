@@ -41,7 +41,13 @@ func takeThread() (*thread, error) {
 	return t, nil
 }
 
-func (t *thread) release() {
+// release gives the thread back, if err, of leave, is nil: one that is not where it
+// came from ends, and with it what it has started.
+func (t *thread) release(err error) {
+	if err != nil {
+		close(t.requests)
+		return
+	}
 	threads.mu.Lock()
 	defer threads.mu.Unlock()
 	threads.idle = append(threads.idle, t)
@@ -63,11 +69,12 @@ func (t *thread) run(began chan<- error) {
 	err := t.begin()
 	began <- err
 	if err != nil {
-		return // and the thread ends, since it is locked
+		return
 	}
 	for f := range t.requests {
 		f()
 	}
+	// The thread ends, since it is locked.
 }
 
 // begin makes the thread one that can go into namespaces.
@@ -101,14 +108,24 @@ var kinds = [...]struct {
 	flag int
 }{{"mnt", unix.CLONE_NEWNS}, {"uts", unix.CLONE_NEWUTS}, {"ipc", unix.CLONE_NEWIPC}, {"net", unix.CLONE_NEWNET}}
 
-// home has the namespaces of this process open, in the order of kinds.
-var home = sync.OnceValues(func() (fds [len(kinds)]int, err error) {
+// origin is where the threads come from: namespaces, in the order of kinds, and the
+// root, which need not be that of the mount namespace.
+type origin struct {
+	namespaces [len(kinds)]int
+	root       int
+}
+
+// home is the origin of this process's threads, open for as long as it lasts.
+var home = sync.OnceValues(func() (h origin, err error) {
 	for i, k := range kinds {
-		if fds[i], err = unix.Open("/proc/thread-self/ns/"+k.name, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
-			return fds, fmt.Errorf("open %s namespace: %w", k.name, err)
+		if h.namespaces[i], err = unix.Open("/proc/thread-self/ns/"+k.name, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			return h, fmt.Errorf("open %s namespace: %w", k.name, err)
 		}
 	}
-	return fds, nil
+	if h.root, err = unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return h, fmt.Errorf("open root: %w", err)
+	}
+	return h, nil
 })
 
 // enter goes into new namespaces, but for the network's. It is called on the
@@ -126,14 +143,20 @@ func (t *thread) enter() error {
 // leave comes back from there. What was mounted there is gone with the last process
 // that is in there. It is called on the thread.
 func (t *thread) leave() error {
-	fds, err := home()
+	h, err := home()
 	if err != nil {
 		return err
 	}
 	for i, k := range kinds {
-		if err := unix.Setns(fds[i], k.flag); err != nil {
+		if err := unix.Setns(h.namespaces[i], k.flag); err != nil {
 			return fmt.Errorf("leave %s namespace: %w", k.name, err)
 		}
+	}
+	if err := unix.Fchdir(h.root); err != nil {
+		return fmt.Errorf("return to root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("return to root: %w", err)
 	}
 	return nil
 }

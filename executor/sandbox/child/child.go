@@ -1,8 +1,10 @@
-// Package child is what runs when a sandbox executes this program again: the
-// first process of the new namespaces, which makes all mounts in there and then
-// executes the command.
+// Package child makes what a sandbox has: namespaces entered, all mounts in there, what
+// the command must not do given up.
 //
-// Its work is done while the program's packages are being initialised, by an
+// It does so on a thread of the builder, which leaves the rest to a first process that
+// knows nothing else (see Prepare), or where a sandbox executes this program again, as
+// the first process itself, which executes the command in the end. The
+// work of that one is done while the program's packages are being initialised, by an
 // init function: most of the time that a program like this one takes to start
 // goes into packages that are of no use here. So that the runtime initialises
 // this package early (it goes by import path, among those whose imports are
