@@ -315,7 +315,7 @@ func (r *rootfs) coverInside() error {
 		if !inProc(p) || missing(p) {
 			continue
 		}
-		fd := -1
+		var fd int
 		var err error
 		if isDir(p) {
 			fd, err = filesystemTree(covering)

@@ -2,7 +2,7 @@
 
 // The program goes through the table at 0x10000000: see headSize. It is copied out
 // of this one, and so refers to nothing but registers.
-TEXT ·code0(SB), NOSPLIT|NOFRAME, $0-0
+TEXT code0<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVQ $0x10000000, R12
 	LEAQ 16(R12), BX
 
@@ -54,13 +54,13 @@ skip:
 	ADDQ CX, BX
 	JMP  call
 
-TEXT ·code1(SB), NOSPLIT|NOFRAME, $0-0
+TEXT code1<>(SB), NOSPLIT|NOFRAME, $0-0
 	RET
 
 // func bounds() (from, to uintptr)
 TEXT ·bounds(SB), NOSPLIT, $0-16
-	LEAQ ·code0(SB), AX
+	LEAQ code0<>(SB), AX
 	MOVQ AX, from+0(FP)
-	LEAQ ·code1(SB), AX
+	LEAQ code1<>(SB), AX
 	MOVQ AX, to+8(FP)
 	RET

@@ -2,10 +2,6 @@ package stub
 
 const machine = 183 // EM_AARCH64
 
-// code0 is the code that programs have, and code1 what follows it. They are never
-// called here.
-func code0()
-func code1()
-
-// bounds returns the addresses of the two.
+// bounds returns the addresses of the code that programs have, and of what follows
+// it.
 func bounds() (from, to uintptr)

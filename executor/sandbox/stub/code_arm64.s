@@ -2,7 +2,7 @@
 
 // The program goes through the table at 0x10000000: see headSize. It is copied out
 // of this one, and so refers to nothing but registers.
-TEXT ·code0(SB), NOSPLIT|NOFRAME, $0-0
+TEXT code0<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $0x10000000, R19
 	ADD  $16, R19, R20
 
@@ -55,13 +55,13 @@ skip:
 	ADD   R9, R20, R20
 	B     call
 
-TEXT ·code1(SB), NOSPLIT|NOFRAME, $0-0
+TEXT code1<>(SB), NOSPLIT|NOFRAME, $0-0
 	RET
 
 // func bounds() (from, to uintptr)
 TEXT ·bounds(SB), NOSPLIT, $0-16
-	MOVD $·code0(SB), R0
+	MOVD $code0<>(SB), R0
 	MOVD R0, from+0(FP)
-	MOVD $·code1(SB), R0
+	MOVD $code1<>(SB), R0
 	MOVD R0, to+8(FP)
 	RET
