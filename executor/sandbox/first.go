@@ -85,13 +85,13 @@ func (p *place) start(ctx context.Context, s Spec, c *child.Config) (*process, e
 	})
 	p.thread.release(left)
 	st.closeChild()
-	if err = errors.Join(err, left); err == nil {
-		q.proc, err = os.FindProcess(pid)
+	if pid != 0 {
+		q.proc, _ = os.FindProcess(pid) // never fails
 	}
-	if err != nil {
+	if err = errors.Join(err, left); err != nil {
 		if pid != 0 {
-			unix.Kill(pid, unix.SIGKILL)
-			_, _ = unix.Wait4(pid, nil, 0, nil)
+			q.proc.Kill()
+			_, _ = q.proc.Wait() // it has failed, or is of no use
 		}
 		st.abort()
 		return nil, errors.Join(startError(err), unmake(upperOf(s.Root), q.made))

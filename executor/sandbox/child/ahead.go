@@ -24,15 +24,14 @@ var (
 	inMemory = Mount{Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=0700"}}
 )
 
-// makeAhead mounts the filesystems that nearly every sandbox has, while its first
-// process waits to be told what to do. They belong to the namespaces that this
-// thread is in already: those of processes and of System V IPC. What cannot be
-// made is left out: who needs it then mounts it, and hears why it fails. outside
-// says that this is not the first process.
-func makeAhead(outside bool) (ahead []made) {
+// makeAhead mounts the filesystems that nearly every sandbox has, while it is not
+// known yet what it is for. They belong to the namespaces that this
+// thread is in already: those of System V IPC. What cannot be
+// made is left out: who needs it then mounts it, and hears why it fails.
+func makeAhead() (ahead []made) {
 	usual := Config{ShmSize: DefaultShmSize}
 	for _, m := range append(usual.StandardMounts(), covering, inMemory) {
-		if isBind(m.Options) || outside && ofInside(m) {
+		if isBind(m.Options) || ofInside(m) {
 			continue
 		}
 		fd, err := filesystemTree(m)

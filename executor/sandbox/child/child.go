@@ -71,11 +71,6 @@ func Open() (*Control, *Config, error) {
 	if err := json.Unmarshal([]byte(sample), new(Config)); err != nil {
 		return ctl, nil, fmt.Errorf("read what to run: %w", err)
 	}
-	// In a process namespace of its own, and nothing to do yet.
-	var ahead []made
-	if os.Getpid() == 1 && !ctl.readable() {
-		ahead = makeAhead(false)
-	}
 	_, payload, err := ReadMessage(ctl)
 	if err != nil {
 		return ctl, nil, fmt.Errorf("read what to run: %w", err)
@@ -83,7 +78,7 @@ func Open() (*Control, *Config, error) {
 	if err := ctl.takeStreams(); err != nil {
 		return ctl, nil, fmt.Errorf("read what to run: %w", err)
 	}
-	c := &Config{ahead: ahead}
+	c := &Config{}
 	if err := json.Unmarshal(payload, c); err != nil {
 		return ctl, nil, fmt.Errorf("read what to run: %w", err)
 	}
@@ -265,12 +260,6 @@ func (c *Control) Read(p []byte) (int, error) {
 		err = io.EOF
 	}
 	return n, err
-}
-
-// readable reports whether there is something to be read.
-func (c *Control) readable() bool {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}}, 0)
-	return err == nil && n > 0
 }
 
 func (c *Control) keep(oob []byte) error {

@@ -36,7 +36,7 @@ type Prepared struct {
 
 // PrepareAhead mounts what nearly every sandbox has, in the namespaces of this
 // thread. The result is for one Config.
-func PrepareAhead() Ahead { return Ahead{makeAhead(true)} }
+func PrepareAhead() Ahead { return Ahead{makeAhead()} }
 
 // Ahead is what has been mounted before it was known what for.
 type Ahead struct{ made []made }
