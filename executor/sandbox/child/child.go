@@ -66,11 +66,6 @@ func Open() (*Control, *Config, error) {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return ctl, nil, fmt.Errorf("prctl PR_SET_DUMPABLE: %w", err)
 	}
-	// What the decoder has to find out about the types, it does before there is
-	// something to wait for.
-	if err := json.Unmarshal([]byte(sample), new(Config)); err != nil {
-		return ctl, nil, fmt.Errorf("read what to run: %w", err)
-	}
 	_, payload, err := ReadMessage(ctl)
 	if err != nil {
 		return ctl, nil, fmt.Errorf("read what to run: %w", err)
@@ -89,9 +84,6 @@ func Open() (*Control, *Config, error) {
 	}
 	return ctl, c, nil
 }
-
-// sample is a Config with something of each type.
-const sample = `{"Args":[""],"User":{"Groups":[0]},"Rlimits":[{"Name":""}],"Root":{"Data":""},"Mounts":[{"Options":[""]}],"CgroupV1":{"":""},"Seccomp":""}`
 
 // run makes the root filesystem in the new namespaces and executes the command
 // in it.
