@@ -32,6 +32,7 @@ var rooms = map[string]room{
 	"internal/blake":            {floor: 0, also: []string{"internal/oci"}}, // of whose digests it makes some
 	"internal/flock":            {floor: 0},
 	"internal/gunzip":           {floor: 0},
+	"internal/hugepage":         {floor: 0},
 	"internal/readahead":        {floor: 0},
 	"internal/oci":              {floor: 0},
 	"internal/ordered":          {floor: 0},

@@ -10,7 +10,6 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
-	"runtime/metrics"
 	"slices"
 	"strconv"
 	"sync"
@@ -49,9 +48,11 @@ func boundGarbage() {
 // collected next.
 func afterCollection(percent int) {
 	runtime.AddCleanup(new([64]byte), func(percent int) {
-		live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-		metrics.Read(live)
-		next := garbagePercent(live[0].Value.Uint64())
+		// What is in use is what the runtime reckons from; runtime/metrics would
+		// say it, for half a millisecond of each start.
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		next := garbagePercent(m.NextGC * 100 / uint64(100+percent))
 		if next != percent {
 			debug.SetGCPercent(next)
 		}

@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/861fb494/build/executor/sandbox"
+	_ "github.com/861fb494/build/internal/hugepage" // the heap's first pages in one
 )
 
 func main() {

@@ -132,11 +132,20 @@ func (b *bench) ours(ctx context.Context) []builder {
 	return []builder{first, second}
 }
 
+// program is a copy of one on PATH: see rewritten.
+func (b *bench) program(name string) (string, error) {
+	found, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("%s is not on PATH", name)
+	}
+	return rewritten(found, b.dir)
+}
+
 // buildah is Buildah, with a store of its own.
 func (b *bench) buildah(ctx context.Context) ([]builder, error) {
-	program, err := exec.LookPath("buildah")
+	program, err := b.program("buildah")
 	if err != nil {
-		return nil, errors.New("not on PATH")
+		return nil, err
 	}
 	top := filepath.Join(b.dir, "state", "buildah")
 	root := filepath.Join(top, "root")
@@ -164,9 +173,9 @@ func (b *bench) buildah(ctx context.Context) ([]builder, error) {
 
 // buildkit is a running buildkitd, spoken to by buildctl.
 func (b *bench) buildkit(ctx context.Context) ([]builder, error) {
-	program, err := exec.LookPath("buildctl")
+	program, err := b.program("buildctl")
 	if err != nil {
-		return nil, errors.New("buildctl is not on PATH")
+		return nil, err
 	}
 	out, err := exec.CommandContext(ctx, program, "debug", "workers", "--verbose").CombinedOutput()
 	if err != nil {
@@ -215,9 +224,9 @@ func (b *bench) buildkit(ctx context.Context) ([]builder, error) {
 // docker is Docker as its client finds it: with BuildKit inside, and the
 // classic builder.
 func (b *bench) docker(ctx context.Context) ([]builder, error) {
-	program, err := exec.LookPath("docker")
+	program, err := b.program("docker")
 	if err != nil {
-		return nil, errors.New("not on PATH")
+		return nil, err
 	}
 	out, err := exec.CommandContext(ctx, program, "info", "--format", "{{.ServerVersion}} {{.DockerRootDir}}").Output()
 	if err != nil {
