@@ -158,9 +158,9 @@ func (f *filler) send() {
 // wait finishes all files, unless something has failed, and returns what.
 func (f *filler) wait() error {
 	if f.work == nil {
-		h := blake.Get()
-		f.fillAll(f.now, h)
-		blake.Put(h)
+		w := writer{h: blake.Get()}
+		f.fillAll(f.now, &w)
+		blake.Put(w.h)
 	} else {
 		f.work <- f.now
 		close(f.work)
@@ -173,10 +173,10 @@ func (f *filler) wait() error {
 
 // run fills batches until there are no more.
 func (f *filler) run() {
-	h := blake.Get()
-	defer blake.Put(h)
+	w := writer{h: blake.Get()}
+	defer blake.Put(w.h)
 	for b := range f.work {
-		f.fillAll(b, h)
+		f.fillAll(b, &w)
 	}
 }
 
@@ -207,7 +207,7 @@ func (b *batch) close() {
 }
 
 // fillAll fills the files of b, or closes them if something has failed.
-func (f *filler) fillAll(b *batch, h *blake3.Hasher) {
+func (f *filler) fillAll(b *batch, w *writer) {
 	defer b.close()
 	at := 0
 	for len(b.files) > 0 && f.failed() == nil {
@@ -217,7 +217,7 @@ func (f *filler) fillAll(b *batch, h *blake3.Hasher) {
 		if len(b.files) == 0 {
 			rest = b.rest
 		}
-		err := f.fill(&u, (*b.buf)[at:at+u.size], rest, h)
+		err := f.fill(&u, (*b.buf)[at:at+u.size], rest, w)
 		if cerr := unix.Close(u.fd); err == nil {
 			err = cerr
 		}
@@ -228,14 +228,13 @@ func (f *filler) fillAll(b *batch, h *blake3.Hasher) {
 	}
 }
 
-func (f *filler) fill(u *unfilled, content []byte, rest <-chan piece, h *blake3.Hasher) error {
-	h.Reset()
-	w := writer{fd: u.fd, h: h}
+func (f *filler) fill(u *unfilled, content []byte, rest <-chan piece, w *writer) error {
+	w.begin(u.fd)
 	if err := w.write(content); err != nil {
 		return err
 	}
 	if rest != nil {
-		if err := w.writeAll(rest); err != nil {
+		if err := w.writeAll(rest, u.file.Size); err != nil {
 			return err
 		}
 	}
@@ -247,48 +246,83 @@ func (f *filler) fill(u *unfilled, content []byte, rest <-chan piece, h *blake3.
 			return err
 		}
 	}
-	u.file.Digest = blake.Digest(h)
+	u.file.Digest = blake.Digest(w.h)
 	return f.setMeta(u.fd, &u.file.Entry)
 }
 
 var zeros [64 << 10]byte
 
-// writer writes and hashes a file. Blocks of zeros become holes.
+// hugePage is the size in bytes of what the kernel maps at once, where a file was
+// written so.
+const hugePage = 2 << 20
+
+// writer writes and hashes files, one after the other. Blocks of zeros become holes.
 type writer struct {
-	fd   int
 	h    *blake3.Hasher
+	fd   int
 	size int64
-	hole bool // the file ends in one so far
+	hole bool     // the file ends in one so far
+	run  [][]byte // the end of the file, if not a hole, that is not written yet
 }
 
-func (w *writer) writeAll(pieces <-chan piece) error {
+func (w *writer) begin(fd int) {
+	w.h.Reset()
+	w.fd, w.size, w.hole, w.run = fd, 0, false, w.run[:0]
+}
+
+// writeAll writes a large file. A program's pieces are kept until they are a huge page:
+// one that is written at once is one in the kernel's cache too, where the file system
+// can, and the program starts in less time for as long as it is there. Compilers start
+// hundreds of times in a step.
+func (w *writer) writeAll(pieces <-chan piece, size int64) error {
+	var kept []piece
+	defer func() {
+		for _, p := range kept {
+			copyBuffers.Put(p.buf)
+		}
+	}()
+	program := false
 	for p := range pieces {
-		err := w.write((*p.buf)[:p.n])
-		copyBuffers.Put(p.buf)
-		if err != nil {
+		kept = append(kept, p)
+		if w.size == 0 {
+			program = size >= hugePage && bytes.HasPrefix((*p.buf)[:p.n], []byte("\x7fELF"))
+		}
+		if err := w.add((*p.buf)[:p.n]); err != nil {
 			return err
 		}
+		if program && w.size%hugePage != 0 && w.size < size {
+			continue
+		}
+		if err := w.flush(); err != nil {
+			return err
+		}
+		for _, p := range kept {
+			copyBuffers.Put(p.buf)
+		}
+		kept = kept[:0]
 	}
-	return nil
+	return w.flush()
 }
 
 func (w *writer) write(p []byte) error {
+	if err := w.add(p); err != nil {
+		return err
+	}
+	return w.flush()
+}
+
+// add takes p, which must stay as it is until flush.
+func (w *writer) add(p []byte) error {
 	w.h.Write(p)
 	for len(p) > 0 {
 		n := min(len(p), len(zeros))
-		block := p[:n]
-		if w.hole = n >= 4096 && bytes.Equal(block, zeros[:n]); !w.hole {
-			// As many blocks as have something in them, in one call.
-			for n < len(p) {
-				k := min(len(p)-n, len(zeros))
-				if k >= 4096 && bytes.Equal(p[n:n+k], zeros[:k]) {
-					break
-				}
-				n += k
-			}
-			if err := pwrite(w.fd, p[:n], w.size); err != nil {
+		w.hole = n >= 4096 && bytes.Equal(p[:n], zeros[:n])
+		if w.hole {
+			if err := w.flush(); err != nil {
 				return err
 			}
+		} else {
+			w.run = append(w.run, p[:n])
 		}
 		w.size += int64(n)
 		p = p[n:]
@@ -296,17 +330,34 @@ func (w *writer) write(p []byte) error {
 	return nil
 }
 
-func pwrite(fd int, p []byte, at int64) error {
-	for len(p) > 0 {
-		n, err := unix.Pwrite(fd, p, at)
-		if errors.Is(err, unix.EINTR) {
-			continue
+// flush writes what was added, in one call.
+func (w *writer) flush() error {
+	at := w.size
+	for _, b := range w.run {
+		at -= int64(len(b))
+	}
+	for run := w.run; len(run) > 0; {
+		var n int
+		var err error
+		if len(run) == 1 { // as of most files, without a list to allocate
+			n, err = unix.Pwrite(w.fd, run[0], at)
+		} else {
+			n, err = unix.Pwritev(w.fd, run, at)
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, unix.EINTR) {
 			return err
 		}
-		p, at = p[n:], at+int64(n)
+		at += int64(max(n, 0))
+		for len(run) > 0 && n >= len(run[0]) {
+			n -= len(run[0])
+			run = run[1:]
+		}
+		if n > 0 {
+			run[0] = run[0][n:]
+		}
 	}
+	clear(w.run)
+	w.run = w.run[:0]
 	return nil
 }
 

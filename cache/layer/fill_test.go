@@ -208,3 +208,40 @@ func TestApplyUmask(t *testing.T) {
 		}
 	}
 }
+
+// A program is written as any file is, whatever holes it has and however its pieces
+// and huge pages meet.
+func TestApplyPrograms(t *testing.T) {
+	needRoot(t)
+	r := rand.New(rand.NewPCG(5, 6))
+	for _, size := range []int{hugePage - 1, hugePage, hugePage + 1, 2*hugePage - 70_000, 3*hugePage + 12_345} {
+		body := make([]byte, size)
+		for i := range body {
+			body[i] = byte(r.Uint32())
+		}
+		copy(body, "\x7fELF")
+		for _, hole := range [][2]int{{}, {64 << 10, 128 << 10}, {hugePage - 192<<10, hugePage - 64<<10}, {1 << 20, size &^ (64<<10 - 1)}, {1 << 20, size}} {
+			body := bytes.Clone(body)
+			clear(body[hole[0]:hole[1]])
+			tr, up := newTree(t, "")
+			got, err := Apply(t.Context(), bytes.NewReader(pack(t, file("p", string(body)))), tr, ApplyOptions{Complete: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := sumOf(string(body)); len(got) != 1 || got[0].Digest != want {
+				t.Errorf("%d bytes, zeros at %v: %v, want one file %s", size, hole, got, want)
+			}
+			name := filepath.Join(up, "p")
+			if there, err := os.ReadFile(name); err != nil || !bytes.Equal(there, body) {
+				t.Errorf("%d bytes, zeros at %v: other bytes are there (%v)", size, hole, err)
+			}
+			var st unix.Stat_t
+			if err := unix.Stat(name, &st); err != nil {
+				t.Fatal(err)
+			}
+			if zeros := hole[1] - hole[0]; zeros > 0 && st.Blocks*512 > int64(size-zeros/2) {
+				t.Errorf("%d bytes, zeros at %v: they take %d on disk", size, hole, st.Blocks*512)
+			}
+		}
+	}
+}
