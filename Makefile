@@ -15,7 +15,7 @@ all: build
 # and starts in two thirds of the time.
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $(BINARY).linked ./cmd/build
-	dd if=$(BINARY).linked of=$(BINARY).written bs=2M 2>/dev/null
+	dd if=$(BINARY).linked of=$(BINARY).written bs=2M status=none
 	chmod +x $(BINARY).written
 	mv $(BINARY).written $(BINARY)
 	rm $(BINARY).linked

@@ -48,8 +48,8 @@ func boundGarbage() {
 // collected next.
 func afterCollection(percent int) {
 	runtime.AddCleanup(new([64]byte), func(percent int) {
-		// What is in use is what the runtime reckons from; runtime/metrics would
-		// say it, for half a millisecond of each start.
+		// NextGC is what was in use, and percent of that. runtime/metrics would say
+		// it outright, for half a millisecond of each start.
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
 		next := garbagePercent(m.NextGC * 100 / uint64(100+percent))

@@ -1,5 +1,5 @@
-// Package hugepage gives the first megabytes of a program's heap to the kernel as
-// a huge page, where the kernel gives those to who asks.
+// Package hugepage asks the kernel to have a huge page for the first megabytes of
+// the program's heap, where it gives those to who asks.
 //
 // A short run touches some 400 heap pages, each for the first time. That is
 // nothing to speak of where the hardware walks a guest's page tables, and a sixth of
